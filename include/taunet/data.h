@@ -1,0 +1,100 @@
+/* Data sets and the loader that turns them into batches.
+ *
+ * Everything random is a pure function of (seed, epoch, sample): order, crops, flips and mixup do not depend
+ * on the number of threads or on where a run was resumed. */
+#ifndef TAUNET_DATA_H
+#define TAUNET_DATA_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "taunet/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What an engine consumes. All arrays belong to whoever made the batch. */
+typedef struct tn_batch {
+    int rows, channels, height, width, classes;
+    const float *images;  /* [rows][height][width][channels], normalised */
+    const float *targets; /* [rows][classes]; for classification a distribution per row */
+    const int *labels;    /* [rows], the class counted for top-1 and top-5; with mixup the heavier of the two.
+                           * NULL: nothing is counted */
+    const float *weights; /* [rows], of each row in the loss that is differentiated; NULL means 1 / rows */
+} tn_batch;
+
+typedef enum tn_split { TN_SPLIT_TRAIN, TN_SPLIT_VAL } tn_split;
+
+typedef struct tn_dataset tn_dataset;
+
+#define TN_CHANNELS_MAX 16
+
+typedef struct tn_dataset_info {
+    const char *name; /* "cifar10", "cifar100", "mnist", "fashion-mnist", "synthetic" */
+    int channels, height, width, classes;
+    int train_count, val_count;
+    float mean[TN_CHANNELS_MAX], std[TN_CHANNELS_MAX]; /* of pixel / 255, models.md 1.4 */
+    int crop_padding; /* zero pixels around an image before the random crop: 4 for CIFAR, 2 for MNIST, an
+                       * eighth of the shorter side for synthetic images */
+    bool flip;        /* horizontal flips are part of the standard augmentation */
+} tn_dataset_info;
+
+/* Opens a data set from its specification and reads all of it into memory, one byte a pixel and channel:
+ *   "cifar10:DIR"   data_batch_1.bin .. data_batch_5.bin (or the first of them alone) and test_batch.bin
+ *   "cifar100:DIR"  train.bin and test.bin; the labels are the 100 fine ones
+ *   "mnist:DIR"     the four IDX files of MNIST or Fashion-MNIST, each plain or .gz; the mean of the training
+ *                   pixels tells which of the two it is
+ *   "synthetic:CxHxW:CLASSES:COUNT"
+ *                   made-up images that are easy to learn, COUNT of them for training and COUNT others for
+ *                   validation; an image depends on nothing but its shape, class and number
+ *
+ * All of it is checked: sizes, magic numbers, labels in range. TN_ERR_USAGE for a specification that does not
+ * parse, TN_ERR_IO for a file that cannot be read, TN_ERR_DATA for one that is damaged (the message names the
+ * file and the record), TN_ERR_MEMORY. Close with tn_dataset_close after the last loader is closed; closing
+ * NULL does nothing. */
+tn_status tn_dataset_open(const char *spec, tn_dataset **out);
+void tn_dataset_close(tn_dataset *dataset);
+tn_dataset_info tn_dataset_describe(const tn_dataset *dataset);
+
+/* Zero-initialise, then set. Each random choice is drawn from its own stream of the seed (src/data/augment.h
+ * and batcher.h give the draws): the order from the epoch, crop and flip from epoch and sample, mixup from
+ * epoch and batch. */
+typedef struct tn_loader_config {
+    tn_split split;
+    int batch; /* rows of a full batch; the last batch of an epoch may be smaller and is kept */
+    uint64_t seed;
+    bool shuffle, augment;   /* for training; leave false for validation */
+    double mixup;            /* alpha of Beta(alpha, alpha), one draw a batch; 0 = off */
+    double label_smoothing;  /* e: targets become (1 - e) * target + e / classes, after mixup */
+    int limit_batches;       /* at most so many batches an epoch; 0 = all */
+    const float *mean, *std; /* [channels] in place of the data set's, or NULL; copied */
+} tn_loader_config;
+
+typedef struct tn_loader tn_loader;
+
+/* Opens a loader with one prefetching thread that keeps three batches ready, from epoch 0, batch 0 on. Any
+ * number of loaders may share a data set; they do not own it. TN_ERR_USAGE when the batch is larger than
+ * the split or a value of the configuration is out of range; TN_ERR_MEMORY also when the thread cannot be
+ * started. A loader is for one thread at a time. It may be closed at any moment; closing NULL does nothing.
+ */
+tn_status tn_loader_open(const tn_dataset *dataset, const tn_loader_config *config, tn_loader **out);
+void tn_loader_close(tn_loader *loader);
+
+/* Batches in one epoch. */
+int tn_loader_batches(const tn_loader *loader);
+
+/* Makes `batch` (0 .. tn_loader_batches - 1) of `epoch` (>= 0) the next batch to be delivered; TN_ERR_USAGE,
+ * and no change, for others. The batch in the caller's hands becomes invalid. */
+tn_status tn_loader_seek(tn_loader *loader, int epoch, int batch);
+
+/* Delivers the next batch, valid until the next call on this loader; after the last batch of an epoch the
+ * first of the next epoch follows. Adds the seconds spent waiting to *waited when not NULL. On failure *out
+ * is NULL, and the same failure is returned until the next seek. */
+tn_status tn_loader_next(tn_loader *loader, const tn_batch **out, double *waited);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

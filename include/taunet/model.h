@@ -1,0 +1,65 @@
+/* A network as data: a flat list of nodes, a table of parameters and the shapes of its activations.
+ *
+ * A model holds no memory of a device and no training state; it never changes after it was built and may be
+ * shared by any number of engines. Activations are NHWC in float32, convolution weights OIHW, linear weights
+ * [out][in]. */
+#ifndef TAUNET_MODEL_H
+#define TAUNET_MODEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "taunet/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct tn_model tn_model;
+
+/* What to build. Zero-initialise, then set what differs from the defaults given in brackets. */
+typedef struct tn_model_config {
+    const char *model;   /* "resnet20", "resnet110", ...: any depth 6n+2 ["resnet20"] */
+    const char *variant; /* "bn", "bn-tau", "tau", "fixup", "alpha", "skipinit", "plain" ["tau"] */
+    const char
+        *tau; /* variants tau and bn-tau: expression in L, the number of blocks ["1/sqrt(L)"; so is ""] */
+    int channels, height, width; /* of an input image, any size from 1x1x1 up [3, 32, 32] */
+    int classes;                 /* outputs of the last layer [10] */
+    int base_width;              /* channels of the first stage [16] */
+    bool tau_per_block;          /* variant tau: one learnable tau for each block, not one for all */
+    bool no_bn_shortcut; /* BN variants: no batch norm on the subsampled shortcut (as in He et al. 2016) */
+    bool zero_init_last_gamma; /* BN variants: gamma of each block's last norm starts at 0 */
+} tn_model_config;
+
+/* Builds a model into *out (NULL on failure); free with tn_model_free. TN_ERR_USAGE for names, depths or
+ * expressions that do not exist (a depth that is not 6n+2 is answered with the nearest that are), for options
+ * the variant does not have and for sizes out of range; TN_ERR_MEMORY. resnet50 and resnet152 are names of
+ * ImageNet networks (bottleneck blocks) and not built here although 50 and 152 are 6n+2. The strings of
+ * `config` are not kept. Sources: models.md 1.1; "Stability and Convergence Theory for Learning ResNet",
+ * section 4 and its official code; Fixup (Zhang, Dauphin, Ma 2019). */
+tn_status tn_model_build(const tn_model_config *config, tn_model **out);
+void tn_model_free(tn_model *model);
+
+/* Counts for summaries. Multiply-accumulates are those of a direct convolution, one image, forward, padding
+ * counted. */
+size_t tn_model_parameter_count(const tn_model *model);
+double tn_model_multiply_adds(const tn_model *model);
+int tn_model_classes(const tn_model *model);
+
+/* One line of a layer table. A layer is a node with its parameters: weights, scale and scalar biases; an
+ * input bias counts for the layer whose input it shifts, a shared parameter for the first layer that uses it,
+ * so that the layers add up to tn_model_parameter_count. */
+typedef struct tn_layer_info {
+    const char *name, *kind;     /* "layer1.0.conv1", "conv"; owned by the model */
+    int channels, height, width; /* of the output; of a loss 1, 1, 1 */
+    size_t parameters;
+    double multiply_adds;
+} tn_layer_info;
+int tn_model_layer_count(const tn_model *model);
+tn_layer_info tn_model_layer(const tn_model *model, int index); /* 0 <= index < tn_model_layer_count */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,112 @@
+#include "backend/cpu/cpu.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "backend/cpu/dnn.h"
+#include "base/memory.h"
+#include "base/simd.h"
+
+static int device_count(void) {
+    return 1;
+}
+
+static void cpu_close(tn_backend *backend) {
+    tn_cpu *cpu = (tn_cpu *)(void *)backend;
+    if (!cpu) return;
+    for (int w = 0; cpu->weight_scratch && w < cpu->head.workers; w++) tn_free(cpu->weight_scratch[w]);
+    tn_free(cpu->weight_scratch);
+    tn_free(cpu);
+}
+
+static tn_status cpu_open(int device, int workers, tn_backend **out) {
+    (void)device;
+    tn_cpu *cpu;
+    *out = NULL;
+    TN_TRY(tn_alloc(&cpu, 1, sizeof *cpu, "backend"));
+    cpu->head.ops = &tn_cpu_backend;
+    cpu->head.workers = workers;
+    tn_status status = tn_alloc(&cpu->weight_scratch, (size_t)workers, sizeof(float *), "backend");
+    if (status != TN_OK) {
+        tn_free(cpu);
+        return status;
+    }
+    *out = &cpu->head;
+    return TN_OK;
+}
+
+tn_status tn_cpu_reserve_weights(tn_cpu *cpu, size_t floats) {
+    if (floats <= cpu->weight_scratch_floats) return TN_OK;
+    for (int w = 0; w < cpu->head.workers; w++) {
+        tn_free(cpu->weight_scratch[w]);
+        cpu->weight_scratch[w] = NULL;
+    }
+    cpu->weight_scratch_floats = 0;
+    for (int w = 0; w < cpu->head.workers; w++)
+        TN_TRY(tn_alloc(&cpu->weight_scratch[w], floats, sizeof(float), "weight scratch"));
+    cpu->weight_scratch_floats = floats;
+    return TN_OK;
+}
+
+static tn_status cpu_alloc(tn_backend *backend, void *out, size_t bytes, const char *what) {
+    (void)backend;
+    return tn_alloc(out, bytes, 1, what);
+}
+
+static void cpu_release(tn_backend *backend, void *memory) {
+    (void)backend;
+    tn_free(memory);
+}
+
+static tn_status cpu_copy(tn_backend *backend, void *to, const void *from, size_t bytes) {
+    (void)backend;
+    memcpy(to, from, bytes);
+    return TN_OK;
+}
+
+static void cpu_add(tn_backend *backend, float *to, const float *from, size_t count) {
+    (void)backend;
+    tn_cpu_add(to, from, count);
+}
+
+TN_SIMD static void sgd_loop(float *values, const float *grads, float *momentum, size_t count, float lr, float mu,
+                             float decay) {
+#pragma omp simd
+    for (size_t i = 0; i < count; i++) {
+        float v = mu * momentum[i] + grads[i] + decay * values[i];
+        momentum[i] = v;
+        values[i] -= lr * v;
+    }
+}
+
+static void cpu_sgd(tn_backend *backend, float *values, const float *grads, float *momentum, size_t count, float lr,
+                    float mu, float decay) {
+    (void)backend;
+    sgd_loop(values, grads, momentum, count, lr, mu, decay);
+}
+
+static void cpu_describe(int device, char *text, size_t size) {
+    (void)device;
+    tn_dnn_describe(text, size);
+}
+
+const tn_backend_ops tn_cpu_backend = {.name = "cpu",
+                                       .device_count = device_count,
+                                       .open = cpu_open,
+                                       .close = cpu_close,
+                                       .thread_start = tn_dnn_thread_start,
+                                       .describe = cpu_describe,
+                                       .alloc = cpu_alloc,
+                                       .release = cpu_release,
+                                       .upload = cpu_copy,
+                                       .download = cpu_copy,
+                                       .add = cpu_add,
+                                       .sgd = cpu_sgd,
+                                       .nodes = {[TN_NODE_CONV] = &tn_cpu_conv,
+                                                 [TN_NODE_LINEAR] = &tn_cpu_conv,
+                                                 [TN_NODE_NORM] = &tn_cpu_norm,
+                                                 [TN_NODE_SUBSAMPLE] = &tn_cpu_subsample,
+                                                 [TN_NODE_APPEND] = &tn_cpu_append,
+                                                 [TN_NODE_MAXPOOL] = &tn_cpu_maxpool,
+                                                 [TN_NODE_AVGPOOL] = &tn_cpu_avgpool,
+                                                 [TN_NODE_LOSS] = &tn_cpu_loss}};

@@ -1,0 +1,212 @@
+/* Nodes without arithmetic to speak of: subsample, append, maxpool, avgpool. NHWC, one chunk at a time. */
+#include <math.h>
+#include <string.h>
+
+#include "backend/cpu/cpu.h"
+#include "base/memory.h"
+
+typedef struct shape_plan {
+    tn_plan head;
+    int rows;
+    tn_shape in, out;
+    float term;  /* subsample: value of c */
+    float carry; /* avgpool: value of d */
+} shape_plan;
+
+static size_t floats(tn_shape s) {
+    return (size_t)s.channels * (size_t)s.height * (size_t)s.width;
+}
+
+static void shape_free(tn_plan *head) {
+    tn_free(head);
+}
+
+static tn_status shape_plan_make(tn_backend *backend, const tn_model *model, int index, int chunk_rows, int chunks,
+                                 bool training, tn_plan **out) {
+    (void)backend;
+    (void)chunks;
+    shape_plan *plan;
+    TN_TRY(tn_alloc(&plan, 1, sizeof *plan, "layer plan"));
+    const tn_node *node = &model->nodes[index];
+    plan->head.model = model;
+    plan->head.node = node;
+    plan->rows = chunk_rows;
+    plan->in = model->tensors[node->input].shape;
+    plan->out = model->tensors[node->output].shape;
+    /* Sum of dz and of dy, for the scalars of subsample and avgpool. */
+    if (training && (node->term_count > 0 || node->carry >= 0)) plan->head.grad_floats = 2;
+    memcpy(plan->head.implementation[0], "plain", 6);
+    *out = &plan->head;
+    return TN_OK;
+}
+
+static tn_status shape_pack(tn_plan *head, int worker, const tn_flat *flat, bool *finite) {
+    shape_plan *plan = (shape_plan *)(void *)head;
+    const tn_node *node = head->node;
+    const tn_param *params = head->model->params;
+    (void)worker;
+    plan->term = 0.0f;
+    for (int i = 0; i < node->term_count; i++)
+        plan->term += node->terms[i].factor * flat->values[params[node->terms[i].param].offset];
+    plan->carry = node->carry >= 0 ? flat->values[params[node->carry].offset] : 0.0f;
+    *finite = tn_cpu_finite(&plan->term, 1) && tn_cpu_finite(&plan->carry, 1);
+    return TN_OK;
+}
+
+static tn_status shape_collect(tn_plan *head, int worker, const float *grad, const tn_flat *flat) {
+    (void)worker;
+    float *sums = flat->sums + 3 * (head->node - head->model->nodes);
+    sums[0] = grad[0];
+    sums[1] = grad[1];
+    return TN_OK;
+}
+
+/* dL/dy in one buffer, a->dz, with the parts summed. Also the node's own gradients. */
+static const float *output_gradient(const shape_plan *plan, const tn_args *a) {
+    size_t count = (size_t)plan->rows * floats(plan->out);
+    if (a->dy_count == 1 && !plan->head.grad_floats) return a->dy[0];
+    tn_cpu_sums sums = tn_cpu_activation_backward(count, a->dy[0], false, 0.0f, a->dy, a->dy_count, a->dz);
+    if (plan->head.grad_floats) {
+        a->grad[0] = (float)sums.dz;
+        a->grad[1] = (float)sums.dy;
+    }
+    return a->dz;
+}
+
+/* ---- subsample: every stride-th pixel, plus c ---- */
+
+static tn_status subsample_forward(tn_plan *head, const tn_args *a) {
+    shape_plan *plan = (shape_plan *)(void *)head;
+    int stride = head->node->stride, c = plan->in.channels;
+    float *y = a->y;
+    for (int n = 0; n < plan->rows; n++) {
+        const float *image = a->x + (size_t)n * floats(plan->in);
+        for (int h = 0; h < plan->out.height; h++)
+            for (int w = 0; w < plan->out.width; w++, y += c) {
+                const float *x = image + ((size_t)h * (size_t)plan->in.width + (size_t)w) * (size_t)(stride * c);
+                for (int i = 0; i < c; i++) y[i] = x[i] + plan->term;
+            }
+    }
+    return TN_OK;
+}
+
+static tn_status subsample_backward(tn_plan *head, const tn_args *a) {
+    shape_plan *plan = (shape_plan *)(void *)head;
+    int stride = head->node->stride, c = plan->in.channels;
+    const float *dy = output_gradient(plan, a);
+    if (!a->dx) return TN_OK;
+    memset(a->dx, 0, (size_t)plan->rows * floats(plan->in) * sizeof(float));
+    for (int n = 0; n < plan->rows; n++) {
+        float *image = a->dx + (size_t)n * floats(plan->in);
+        for (int h = 0; h < plan->out.height; h++)
+            for (int w = 0; w < plan->out.width; w++, dy += c)
+                memcpy(image + ((size_t)h * (size_t)plan->in.width + (size_t)w) * (size_t)(stride * c), dy,
+                       (size_t)c * sizeof(float));
+    }
+    return TN_OK;
+}
+
+/* ---- append: zeros as upper channels ---- */
+
+static tn_status append_forward(tn_plan *head, const tn_args *a) {
+    shape_plan *plan = (shape_plan *)(void *)head;
+    size_t in = (size_t)plan->in.channels, out = (size_t)plan->out.channels;
+    size_t pixels = (size_t)plan->rows * (size_t)plan->in.height * (size_t)plan->in.width;
+    for (size_t p = 0; p < pixels; p++) {
+        memcpy(a->y + p * out, a->x + p * in, in * sizeof(float));
+        memset(a->y + p * out + in, 0, (out - in) * sizeof(float));
+    }
+    return TN_OK;
+}
+
+static tn_status append_backward(tn_plan *head, const tn_args *a) {
+    shape_plan *plan = (shape_plan *)(void *)head;
+    size_t in = (size_t)plan->in.channels, out = (size_t)plan->out.channels;
+    size_t pixels = (size_t)plan->rows * (size_t)plan->in.height * (size_t)plan->in.width;
+    const float *dy = output_gradient(plan, a);
+    if (!a->dx) return TN_OK;
+    for (size_t p = 0; p < pixels; p++) memcpy(a->dx + p * in, dy + p * out, in * sizeof(float));
+    return TN_OK;
+}
+
+/* ---- maxpool ---- */
+
+/* Index, within the image, of the window's first largest value (NaN wins, as in PyTorch). */
+static size_t argmax(const shape_plan *plan, const float *image, int h, int w, int channel) {
+    const tn_node *node = plan->head.node;
+    size_t best = 0;
+    bool found = false;
+    for (int i = 0; i < node->kernel; i++)
+        for (int j = 0; j < node->kernel; j++) {
+            int y = h * node->stride - node->padding + i, x = w * node->stride - node->padding + j;
+            if (y < 0 || x < 0 || y >= plan->in.height || x >= plan->in.width) continue;
+            size_t at = ((size_t)y * (size_t)plan->in.width + (size_t)x) * (size_t)plan->in.channels + (size_t)channel;
+            if (!found || image[at] > image[best] || isnan(image[at])) best = at;
+            found = true;
+        }
+    return best;
+}
+
+static tn_status maxpool_forward(tn_plan *head, const tn_args *a) {
+    shape_plan *plan = (shape_plan *)(void *)head;
+    float *y = a->y;
+    for (int n = 0; n < plan->rows; n++) {
+        const float *image = a->x + (size_t)n * floats(plan->in);
+        for (int h = 0; h < plan->out.height; h++)
+            for (int w = 0; w < plan->out.width; w++)
+                for (int c = 0; c < plan->out.channels; c++) *y++ = image[argmax(plan, image, h, w, c)];
+    }
+    return TN_OK;
+}
+
+static tn_status maxpool_backward(tn_plan *head, const tn_args *a) {
+    shape_plan *plan = (shape_plan *)(void *)head;
+    const float *dy = output_gradient(plan, a);
+    if (!a->dx) return TN_OK;
+    memset(a->dx, 0, (size_t)plan->rows * floats(plan->in) * sizeof(float));
+    for (int n = 0; n < plan->rows; n++) {
+        const float *image = a->x + (size_t)n * floats(plan->in);
+        float *dx = a->dx + (size_t)n * floats(plan->in);
+        for (int h = 0; h < plan->out.height; h++)
+            for (int w = 0; w < plan->out.width; w++)
+                for (int c = 0; c < plan->out.channels; c++) dx[argmax(plan, image, h, w, c)] += *dy++;
+    }
+    return TN_OK;
+}
+
+/* ---- avgpool: mean over all pixels, plus d ---- */
+
+static tn_status avgpool_forward(tn_plan *head, const tn_args *a) {
+    shape_plan *plan = (shape_plan *)(void *)head;
+    size_t c = (size_t)plan->in.channels, pixels = (size_t)plan->in.height * (size_t)plan->in.width;
+    memset(a->y, 0, (size_t)plan->rows * c * sizeof(float));
+    for (int n = 0; n < plan->rows; n++) {
+        float *y = a->y + (size_t)n * c;
+        for (size_t p = 0; p < pixels; p++) tn_cpu_add(y, a->x + ((size_t)n * pixels + p) * c, c);
+        for (size_t i = 0; i < c; i++) y[i] = y[i] / (float)pixels + plan->carry;
+    }
+    if (!tn_cpu_finite(a->y, (size_t)plan->rows * c)) *a->nonfinite = 1;
+    return TN_OK;
+}
+
+static tn_status avgpool_backward(tn_plan *head, const tn_args *a) {
+    shape_plan *plan = (shape_plan *)(void *)head;
+    size_t c = (size_t)plan->in.channels, pixels = (size_t)plan->in.height * (size_t)plan->in.width;
+    const float *dy = output_gradient(plan, a);
+    if (!a->dx) return TN_OK;
+    for (int n = 0; n < plan->rows; n++) {
+        float *first = a->dx + (size_t)n * pixels * c;
+        tn_cpu_scale(first, dy + (size_t)n * c, 1.0f / (float)pixels, c);
+        for (size_t p = 1; p < pixels; p++) memcpy(first + p * c, first, c * sizeof(float));
+    }
+    return TN_OK;
+}
+
+#define SHAPE_OPS(kind)                                                                                      \
+    {.plan = shape_plan_make, .free = shape_free, .forward = kind##_forward, .backward = kind##_backward,    \
+     .pack = shape_pack, .collect = shape_collect}
+
+const tn_node_ops tn_cpu_subsample = SHAPE_OPS(subsample);
+const tn_node_ops tn_cpu_append = SHAPE_OPS(append);
+const tn_node_ops tn_cpu_maxpool = SHAPE_OPS(maxpool);
+const tn_node_ops tn_cpu_avgpool = SHAPE_OPS(avgpool);

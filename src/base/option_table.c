@@ -1,0 +1,254 @@
+#include "base/option_table.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/expression.h"
+#include "base/schedule.h"
+
+enum { TRAIN = 1, EVAL = 2, INIT = 4, INFO = 8, BENCH = 16, ALL = 31 };
+
+const tn_command tn_command_rows[] = {
+    {"train", "train a model", "taunet train --data cifar10:DIR --out runs/first", TRAIN},
+    {"eval", "evaluate a checkpoint",
+     "taunet eval --checkpoint runs/first/best.safetensors --data cifar10:DIR", EVAL},
+    {"init", "write freshly initialised weights", "taunet init --model resnet110 --out weights.safetensors",
+     INIT},
+    {"info", "devices, libraries, build, model summary", "taunet info --model resnet110 --variant tau", INFO},
+    {"bench", "throughput of a training step", "taunet bench --model resnet20 --batch 128 --steps 20", BENCH},
+};
+const int tn_command_count = sizeof tn_command_rows / sizeof *tn_command_rows;
+
+static const char *const variants[] = {"bn", "bn-tau", "tau", "fixup", "alpha", "skipinit", "plain", NULL};
+/* In the order of the enums of options.h. */
+static const char *const tau_sharings[] = {"shared", "per-block", NULL};
+static const char *const augmentations[] = {"standard", "none", NULL};
+static const char *const precisions[] = {"fp32", "tf32", "bf16", NULL};
+
+static tn_status check_schedule(const char *value) {
+    tn_schedule schedule;
+    return tn_schedule_parse(value, &schedule);
+}
+
+static tn_status check_device(const char *value) {
+    if (strcmp(value, "auto") == 0 || strcmp(value, "cpu") == 0 || strcmp(value, "cuda") == 0) return TN_OK;
+    const char *index = strncmp(value, "cuda:", 5) == 0 ? value + 5 : "";
+    size_t digits = strspn(index, "0123456789");
+    if (digits >= 1 && digits <= 3 && index[digits] == 0) return TN_OK;
+    return tn_fail(TN_ERR_USAGE, "--device \"%s\": no such device; use auto, cpu, cuda or cuda:N",
+                   tn_make_legible(value).text);
+}
+
+/* The type of a row follows from its field, so that the two cannot disagree. Enums are unsigned here. */
+#define FIELD(field)                                                                                         \
+    .type = _Generic(((tn_options *)0)->field,                                                               \
+        int: TN_OPTION_INT,                                                                                  \
+        uint64_t: TN_OPTION_SEED,                                                                            \
+        double: TN_OPTION_NUMBER,                                                                            \
+        bool: TN_OPTION_BOOL,                                                                                \
+        unsigned: TN_OPTION_CHOICE,                                                                          \
+        char *: TN_OPTION_TEXT,                                                                              \
+        tn_float_list: TN_OPTION_LIST,                                                                       \
+        tn_input_shape: TN_OPTION_SHAPE),                                                                    \
+    .offset = offsetof(tn_options, field)
+
+#define IN_PLACE "in place of what the checkpoint names"
+
+#define MODEL    .group = "model"
+#define DATA     .group = "data"
+#define TRAINING .group = "training"
+#define DEVICE   .group = "device"
+#define FILES    .group = "files"
+#define GENERAL  .group = "general"
+
+/* clang-format off */
+const tn_option tn_option_rows[] = {
+    {"model", MODEL, "NAME", "resnet20", FIELD(model), .commands = TRAIN | INIT | INFO | BENCH,
+     .help = "resnet20, resnet32, resnet56, resnet110, resnet1202: any depth 6n+2"},
+    {"model", MODEL, "NAME", "", FIELD(model), .commands = EVAL, .unset = "the checkpoint's",
+     .help = IN_PLACE},
+    {"variant", MODEL, "NAME", "tau", FIELD(variant), .commands = TRAIN | INIT | INFO | BENCH, .choices = variants,
+     .help = "how the residual branch is normalised or scaled"},
+    {"variant", MODEL, "NAME", "", FIELD(variant), .commands = EVAL, .choices = variants,
+     .unset = "the checkpoint's", .help = IN_PLACE},
+    {"tau", MODEL, "EXPRESSION", "", FIELD(tau), .commands = TRAIN | INIT | INFO | BENCH, .check = tn_expression_check,
+     .unset = "the variant's",
+     .help = "factor of the residual branches, in the number of blocks L: 1/sqrt(L), 2/sqrt(L), 1/L, L^-0.25, 0.136"},
+    {"tau", MODEL, "EXPRESSION", "", FIELD(tau), .commands = EVAL, .check = tn_expression_check,
+     .unset = "the checkpoint's", .help = IN_PLACE},
+    {"tau-sharing", MODEL, "HOW", "shared", FIELD(tau_sharing), .commands = TRAIN | INIT | INFO | BENCH,
+     .choices = tau_sharings, .help = "variant tau: one learnable tau for all blocks or one each"},
+    {"tau-sharing", MODEL, "HOW", "shared", FIELD(tau_sharing), .commands = EVAL, .choices = tau_sharings,
+     .unset = "the checkpoint's", .help = IN_PLACE},
+    {"bn-shortcut", MODEL, "YES|NO", "yes", FIELD(bn_shortcut), .commands = TRAIN | INIT | INFO | BENCH,
+     .help = "batch norm on the subsampled shortcuts of the CIFAR bn networks"},
+    {"bn-shortcut", MODEL, "YES|NO", "yes", FIELD(bn_shortcut), .commands = EVAL, .unset = "the checkpoint's",
+     .help = IN_PLACE},
+    {"zero-init-last-gamma", MODEL, "YES|NO", "no", FIELD(zero_init_last_gamma), .commands = TRAIN | INIT | INFO | BENCH,
+     .help = "bn networks: start the last batch norm of each block at gamma = 0"},
+    {"input", MODEL, "CxHxW", "3x32x32", FIELD(input), .commands = INIT | INFO | BENCH, .min = 1, .max = 4096,
+     .help = "channels, height and width of an image"},
+    {"classes", MODEL, "N", "10", FIELD(classes), .commands = INIT | INFO | BENCH, .min = 1, .max = 1000000,
+     .help = "outputs of the last layer"},
+
+    {"data", DATA, "SPEC", "", FIELD(data), .commands = TRAIN | EVAL, .required = TRAIN | EVAL,
+     .resume = TN_RESUME_MOVED,
+     .help = "cifar10:DIR, cifar100:DIR, mnist:DIR or synthetic:CxHxW:CLASSES:COUNT"},
+    {"augment", DATA, "HOW", "standard", FIELD(augment), .commands = TRAIN, .choices = augmentations,
+     .help = "random crops of the padded image and flips, or none"},
+    {"mixup", DATA, "ALPHA", "0", FIELD(mixup), .commands = TRAIN, .min = 0, .max = 1000,
+     .help = "mix pairs of images with weights from Beta(ALPHA, ALPHA); 0 is off"},
+    {"label-smoothing", DATA, "E", "0", FIELD(label_smoothing), .commands = TRAIN, .min = 0, .max = 1, .below_max = true,
+     .help = "spread a share E of each target over all classes"},
+    {"shuffle", DATA, "YES|NO", "yes", FIELD(shuffle), .commands = TRAIN,
+     .help = "a new order of the training images in each epoch"},
+    {"mean", DATA, "X,X,...", "", FIELD(mean), .commands = TRAIN | EVAL, .unset = "the data set's", .min = -INFINITY,
+     .max = INFINITY, .help = "mean of each channel, of pixels from 0 to 1"},
+    {"std", DATA, "X,X,...", "", FIELD(std), .commands = TRAIN | EVAL, .unset = "the data set's", .min = 0,
+     .above_min = true, .max = INFINITY, .help = "standard deviation of each channel"},
+    {"limit-batches", DATA, "N", "0", FIELD(limit_batches), .commands = TRAIN, .min = 0, .max = 1000000000,
+     .resume = TN_RESUME_FREE, .help = "at most N batches an epoch, for quick looks; 0 is all"},
+
+    {"epochs", TRAINING, "N", "200", FIELD(epochs), .commands = TRAIN, .min = 1, .max = 1000000, .resume = TN_RESUME_FREE,
+     .help = "length of the run"},
+    {"steps", TRAINING, "N", "0", FIELD(steps), .commands = TRAIN, .min = 0, .max = 1000000000, .resume = TN_RESUME_FREE,
+     .help = "length of the run in steps; 0 leaves it to --epochs"},
+    {"steps", TRAINING, "N", "20", FIELD(steps), .commands = BENCH, .min = 1, .max = 1000000, .help = "timed steps"},
+    {"warmup-steps", TRAINING, "N", "5", FIELD(warmup_steps), .commands = BENCH, .min = 0, .max = 1000000,
+     .help = "steps before the timed ones"},
+    {"batch", TRAINING, "N", "128", FIELD(batch), .commands = TRAIN | EVAL | INFO | BENCH, .min = 1, .max = 1048576,
+     .help = "images in a batch, over all workers"},
+    {"micro-batch", TRAINING, "N", "auto", FIELD(micro_batch), .commands = TRAIN | EVAL | INFO | BENCH, .min = 1,
+     .max = 1048576, .zero = "auto", .help = "images at a time in each worker"},
+    {"lr", TRAINING, "X", "0.1", FIELD(lr), .commands = TRAIN, .min = 0, .max = INFINITY, .help = "learning rate"},
+    {"momentum", TRAINING, "X", "0.9", FIELD(momentum), .commands = TRAIN, .min = 0, .max = 1, .below_max = true,
+     .help = "momentum of SGD"},
+    {"weight-decay", TRAINING, "X", "1e-4", FIELD(weight_decay), .commands = TRAIN, .min = 0, .max = INFINITY,
+     .help = "weight decay on all parameters"},
+    {"scalar-lr", TRAINING, "X", "0.1", FIELD(scalar_lr), .commands = TRAIN, .min = 0, .max = INFINITY,
+     .help = "factor on the learning rate of tau, alpha, scale and the scalar biases"},
+    {"schedule", TRAINING, "SPEC", "step:100,150:0.1", FIELD(schedule), .commands = TRAIN, .check = check_schedule,
+     .help = "constant, cosine, or step:EPOCH,EPOCH,...:FACTOR"},
+    {"warmup", TRAINING, "EPOCHS", "0", FIELD(warmup), .commands = TRAIN, .min = 0, .max = 1000000,
+     .help = "epochs, or part of one, over which the learning rate rises linearly"},
+    {"seed", TRAINING, "N", "0", FIELD(seed), .commands = TRAIN | INIT, .help = "seed of all randomness"},
+    {"init", TRAINING, "FILE", "", FIELD(init), .commands = TRAIN, .help = "start from the weights of this checkpoint"},
+
+    {"device", DEVICE, "NAME", "auto", FIELD(device), .commands = TRAIN | EVAL | BENCH, .check = check_device,
+     .resume = TN_RESUME_FREE, .help = "auto, cpu, cuda or cuda:N"},
+    {"threads", DEVICE, "N", "auto", FIELD(threads), .commands = TRAIN | EVAL | INFO | BENCH, .min = 1, .max = 1024,
+     .zero = "auto", .resume = TN_RESUME_FREE, .help = "workers on the CPU; auto is one a core"},
+    {"precision", DEVICE, "NAME", "fp32", FIELD(precision), .commands = TRAIN | EVAL | BENCH, .choices = precisions,
+     .help = "arithmetic; the CPU computes in fp32"},
+    {"deterministic", DEVICE, "YES|NO", "yes", FIELD(deterministic), .commands = TRAIN, .resume = TN_RESUME_FREE,
+     .help = "the same bits on each run, whatever the threads; the CPU knows no other mode"},
+
+    {"out", FILES, "DIR", "", FIELD(out), .commands = TRAIN, .required = TRAIN, .resume = TN_RESUME_FREE,
+     .help = "folder of the run"},
+    {"out", FILES, "FILE", "", FIELD(out), .commands = INIT, .required = INIT, .help = "safetensors file to write"},
+    {"resume", FILES, "YES|NO", "no", FIELD(resume), .commands = TRAIN, .command_line_only = true,
+     .resume = TN_RESUME_FREE, .help = "continue the run in --out"},
+    {"overwrite", FILES, "YES|NO", "no", FIELD(overwrite), .commands = TRAIN, .command_line_only = true,
+     .resume = TN_RESUME_FREE, .help = "replace the run in --out"},
+    {"save-every", FILES, "EPOCHS", "1", FIELD(save_every), .commands = TRAIN, .min = 1, .max = 1000000,
+     .resume = TN_RESUME_FREE, .help = "epochs between checkpoints"},
+    {"keep", FILES, "N", "0", FIELD(keep), .commands = TRAIN, .min = 0, .max = 1000000, .resume = TN_RESUME_FREE,
+     .help = "how many epoch-NNNN.safetensors to keep beside best and last"},
+    {"eval-every", FILES, "EPOCHS", "1", FIELD(eval_every), .commands = TRAIN, .min = 1, .max = 1000000,
+     .resume = TN_RESUME_FREE, .help = "epochs between evaluations on the validation data"},
+    {"log-every", FILES, "STEPS", "10", FIELD(log_every), .commands = TRAIN, .min = 1, .max = 1000000000,
+     .resume = TN_RESUME_FREE, .help = "steps between lines of log.jsonl"},
+    {"profile", FILES, "FILE", "", FIELD(profile), .commands = TRAIN, .resume = TN_RESUME_FREE,
+     .help = "write a Chrome trace of some steps"},
+    {"checkpoint", FILES, "FILE", "", FIELD(checkpoint), .commands = EVAL, .required = EVAL,
+     .help = "safetensors file with the weights"},
+    {"predictions", FILES, "FILE", "", FIELD(predictions), .commands = EVAL,
+     .help = "write the logits as .npy: float32, images x classes, in the order of the data"},
+    {"json", FILES, "YES|NO", "no", FIELD(json), .commands = EVAL | INFO | BENCH, .help = "print one JSON object"},
+
+    {"config", GENERAL, "FILE", "", FIELD(config), .commands = ALL, .command_line_only = true, .resume = TN_RESUME_FREE,
+     .help = "read 'name = value' lines (TOML); what comes later on the command line wins"},
+    {"print-config", GENERAL, "YES|NO", "no", FIELD(print_config), .commands = ALL, .command_line_only = true,
+     .resume = TN_RESUME_FREE, .help = "print the resolved options and stop"},
+    {"help", GENERAL, "YES|NO", "no", FIELD(help), .commands = ALL, .command_line_only = true, .resume = TN_RESUME_FREE,
+     .help = "print this help and stop"},
+};
+/* clang-format on */
+const int tn_option_count = sizeof tn_option_rows / sizeof *tn_option_rows;
+
+_Static_assert(sizeof tn_option_rows / sizeof *tn_option_rows <= TN_OPTIONS_MAX, "raise TN_OPTIONS_MAX");
+
+tn_status tn_command_find(const char *name, const tn_command **out) {
+    const char *nearest = NULL;
+    int distance = 99;
+    for (int i = 0; i < tn_command_count; i++) {
+        *out = &tn_command_rows[i];
+        int d = tn_edit_distance(name, (*out)->name);
+        if (d == 0) return TN_OK;
+        if (d < distance) {
+            distance = d;
+            nearest = (*out)->name;
+        }
+    }
+    *out = NULL;
+    if (nearest && tn_is_near(name, nearest, distance))
+        return tn_fail(TN_ERR_USAGE, "unknown command '%s'; did you mean '%s'?", tn_make_legible(name).text,
+                       nearest);
+    return tn_fail(TN_ERR_USAGE, "unknown command '%s'; 'taunet help' lists the commands",
+                   tn_make_legible(name).text);
+}
+
+const tn_option *tn_option_next(const tn_command *command, const tn_option *row) {
+    while (row < tn_option_rows + tn_option_count && !(row->commands & command->bit)) row++;
+    return row < tn_option_rows + tn_option_count ? row : NULL;
+}
+
+static bool same_name(const char *a, const char *b) {
+    while (*a && (*a == *b || (*a == '_' && *b == '-'))) {
+        a++;
+        b++;
+    }
+    return *a == *b;
+}
+
+/* The name is an option, but of other commands than this one. */
+static tn_status fail_elsewhere(const tn_command *command, const char *dashes, const char *name,
+                                unsigned commands) {
+    char list[64] = "";
+    for (int i = 0; i < tn_command_count; i++) {
+        if (!(commands & tn_command_rows[i].bit)) continue;
+        size_t used = strlen(list);
+        snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", tn_command_rows[i].name);
+    }
+    return tn_fail(TN_ERR_USAGE, "%s%s is an option of %s, not of %s; 'taunet help %s' lists those", dashes,
+                   name, list, command->name, command->name);
+}
+
+tn_status tn_option_find(const tn_command *command, const char *dashes, const char *name,
+                         const tn_option **out) {
+    const tn_option *nearest = NULL;
+    int distance = 99;
+    unsigned elsewhere = 0;
+    for (int i = 0; i < tn_option_count; i++) {
+        const tn_option *row = &tn_option_rows[i];
+        if (!(row->commands & command->bit)) {
+            if (same_name(name, row->name)) elsewhere |= row->commands;
+            continue;
+        }
+        *out = row;
+        if (same_name(name, row->name)) return TN_OK;
+        int d = tn_edit_distance(name, row->name);
+        if (d < distance) {
+            distance = d;
+            nearest = row;
+        }
+    }
+    *out = NULL;
+    if (elsewhere) return fail_elsewhere(command, dashes, tn_make_legible(name).text, elsewhere);
+    if (nearest && tn_is_near(name, nearest->name, distance))
+        return tn_fail(TN_ERR_USAGE, "unknown option %s%s; did you mean %s%s?", dashes,
+                       tn_make_legible(name).text, dashes, nearest->name);
+    return tn_fail(TN_ERR_USAGE, "unknown option %s%s; 'taunet help %s' lists the options of %s", dashes,
+                   tn_make_legible(name).text, command->name, command->name);
+}

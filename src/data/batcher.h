@@ -1,0 +1,53 @@
+/* Makes any batch of any epoch: a pure function of the data set, the configuration, the epoch and the batch's
+ * number. */
+#ifndef TN_DATA_BATCHER_H
+#define TN_DATA_BATCHER_H
+
+#include "base/philox.h"
+#include "data/augment.h"
+#include "data/dataset.h"
+
+/* Memory for one batch and the batch that is in it. */
+typedef struct tn_batch_buffer {
+    tn_batch batch; /* points into the arrays below */
+    float *images, *targets;
+    int *labels;
+} tn_batch_buffer;
+
+/* Zero-initialise before tn_batcher_open. Used by one thread at a time. */
+typedef struct tn_batcher {
+    const tn_dataset *dataset;
+    tn_loader_config config;
+    tn_image_format format;
+    int count, batches; /* samples in the split, batches in an epoch */
+    int *order;         /* [count] samples in the order of order_epoch; NULL when not shuffled */
+    int order_epoch;    /* -1: none yet */
+    float *unmixed;     /* mixup: [batch][image] before mixing */
+    int *partner;       /* mixup: [batch] */
+} tn_batcher;
+
+/* Order of the samples in an epoch: 0 .. count-1 permuted by tn_shuffle with the stream
+ * (seed, TN_RNG_SHUFFLE, epoch, 0). */
+void tn_epoch_order(uint64_t seed, int epoch, int count, int *order);
+
+/* Fisher and Yates: for i = count-1 .. 1, element i is swapped with element tn_rng_below(i + 1). */
+void tn_shuffle(tn_rng *rng, int *values, int count);
+
+/* Checks the configuration (TN_ERR_USAGE) and allocates. The data set must outlive the batcher. Call
+ * tn_batcher_close also after a failure. */
+tn_status tn_batcher_open(const tn_dataset *dataset, const tn_loader_config *config, tn_batcher *out);
+void tn_batcher_close(tn_batcher *batcher);
+
+/* Memory for a full batch; free with tn_batch_buffer_free, also after a failure. Zero-initialise before. */
+tn_status tn_batch_buffer_alloc(const tn_batcher *batcher, tn_batch_buffer *out);
+void tn_batch_buffer_free(tn_batch_buffer *buffer);
+
+/* Makes batch `number`, in [0, batches), of `epoch` in `buffer`.
+ *
+ * With mixup (Zhang et al., ICLR 2018) the stream (seed, TN_RNG_MIXUP, epoch, number) gives lambda by
+ * tn_rng_beta, then by tn_shuffle a permutation of the rows, the partners. With l = lambda rounded to float,
+ * row i becomes l * image[i] + (1 - l) * image[partner[i]], the images being augmented and normalised;
+ * targets likewise. Label smoothing comes last. */
+void tn_batcher_make(tn_batcher *batcher, int epoch, int number, tn_batch_buffer *buffer);
+
+#endif

@@ -1,0 +1,263 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "engine/state.h"
+
+/* A chunk's largest activation should stay in a core's second-level cache. */
+#define CHUNK_BYTES (512 * 1024)
+#define CHUNK_MAX   32
+/* Events per worker in a timeline: some steps of a network of a hundred layers. */
+#define TRACE_EVENTS 200000
+
+static int default_chunk_rows(const tn_model *model) {
+    size_t largest = 1;
+    for (int i = 0; i < model->tensor_count; i++) {
+        tn_shape s = model->tensors[i].shape;
+        size_t bytes = (size_t)s.channels * (size_t)s.height * (size_t)s.width * sizeof(float);
+        if (bytes > largest) largest = bytes;
+    }
+    int rows = 1;
+    while (rows < CHUNK_MAX && (size_t)rows * 2 * largest <= CHUNK_BYTES) rows *= 2;
+    return rows;
+}
+
+static tn_status allocate(tn_engine *e, void *out, size_t count, size_t size, const char *what) {
+    TN_TRY(e->backend->ops->alloc(e->backend, out, count * size, what));
+    e->bytes += count * size;
+    return TN_OK;
+}
+
+static tn_status allocate_flat(tn_engine *e) {
+    const tn_model *m = e->model;
+    TN_TRY(allocate(e, &e->flat.values, m->param_floats, sizeof(float), "weights"));
+    TN_TRY(allocate(e, &e->flat.state, m->state_floats, sizeof(float), "batch-norm state"));
+    TN_TRY(allocate(e, &e->flat.sums, 3 * (size_t)m->node_count, sizeof(float), "scalar gradients"));
+    TN_TRY(tn_alloc(&e->norm_batches, (size_t)m->state_count, sizeof *e->norm_batches, "batch-norm state"));
+    if (!e->config.training) return TN_OK;
+    TN_TRY(allocate(e, &e->flat.grads, m->param_floats, sizeof(float), "gradients"));
+    return allocate(e, &e->flat.momentum, m->param_floats, sizeof(float), "momentum");
+}
+
+static tn_status allocate_rows(tn_engine *e) {
+    size_t rows = (size_t)e->config.max_batch, nodes = (size_t)e->model->node_count;
+    const tn_shape in = e->model->tensors[0].shape;
+    size_t image = (size_t)in.channels * (size_t)in.height * (size_t)in.width;
+    TN_TRY(tn_alloc(&e->row_weights, rows, sizeof(float), "batch"));
+    TN_TRY(tn_alloc(&e->row_loss, rows, sizeof(float), "batch"));
+    TN_TRY(tn_alloc(&e->row_rank, rows, sizeof(int), "batch"));
+    TN_TRY(tn_alloc(&e->staging, (size_t)e->config.micro_batch * image, sizeof(float), "batch"));
+    TN_TRY(tn_alloc(&e->nonfinite, (size_t)e->config.threads * (nodes + 1), sizeof(int), "batch"));
+    return tn_alloc(&e->node_finite, nodes, sizeof(bool), "batch");
+}
+
+static tn_status create_tree(tn_engine *e) {
+    const tn_program *train = tn_executor_program(e->executor, true);
+    size_t floats = 0;
+    for (int i = 0; i < train->segment_count; i++)
+        if (train->segments[i].grad_floats > floats) floats = train->segments[i].grad_floats;
+    TN_TRY(tn_gradient_tree_create(e->backend, e->chunks, e->config.threads, floats, &e->tree));
+    e->bytes += tn_gradient_tree_bytes(e->tree);
+    return TN_OK;
+}
+
+static tn_status open_device(tn_engine *e) {
+    const tn_backend_ops *ops;
+    int number;
+    TN_TRY(tn_backend_find(e->config.device ? e->config.device : "auto", &ops, &number));
+    TN_TRY(ops->open(number, e->config.threads, &e->backend));
+    char text[96];
+    ops->describe(number, text, sizeof text);
+    snprintf(e->device, sizeof e->device, "%s (%s)", ops->name, text);
+    return tn_pool_create(e->config.threads, ops->thread_start, &e->pool);
+}
+
+static tn_status create(tn_engine *e) {
+    tn_engine_config *c = &e->config;
+    if (c->max_batch < 1) return tn_fail(TN_ERR_USAGE, "an engine needs max_batch >= 1, not %d", c->max_batch);
+    if (c->threads < 1) c->threads = tn_processor_count();
+    if (c->micro_batch < 1) c->micro_batch = default_chunk_rows(e->model);
+    e->chunks = (c->max_batch + c->micro_batch - 1) / c->micro_batch;
+    TN_TRY(open_device(e));
+    tn_executor_config executor = {
+        .chunk_rows = c->micro_batch, .chunks = e->chunks, .workers = c->threads, .training = c->training};
+    TN_TRY(tn_executor_create(e->model, e->backend, &executor, &e->executor));
+    e->bytes += tn_executor_bytes(e->executor);
+    TN_TRY(allocate_flat(e));
+    TN_TRY(allocate_rows(e));
+    if (c->training) TN_TRY(create_tree(e));
+    return TN_OK;
+}
+
+tn_status tn_engine_create(const tn_model *model, const tn_engine_config *config, tn_engine **out) {
+    tn_engine *e;
+    *out = NULL;
+    TN_TRY(tn_alloc(&e, 1, sizeof *e, "engine"));
+    e->model = model;
+    e->config = *config;
+    e->bad_node = -1;
+    tn_status status = create(e);
+    e->config.device = NULL; /* not ours to keep */
+    if (status != TN_OK) {
+        tn_engine_free(e);
+        return status;
+    }
+    *out = e;
+    return TN_OK;
+}
+
+void tn_engine_free(tn_engine *e) {
+    if (!e) return;
+    tn_pool_free(e->pool);
+    tn_gradient_tree_free(e->tree);
+    tn_executor_free(e->executor);
+    if (e->backend) {
+        float *flats[] = {e->flat.values, e->flat.grads, e->flat.momentum, e->flat.sums, e->flat.state};
+        for (int i = 0; i < 5; i++)
+            if (flats[i]) e->backend->ops->release(e->backend, flats[i]);
+        e->backend->ops->close(e->backend);
+    }
+    tn_free(e->norm_batches);
+    tn_free(e->row_weights);
+    tn_free(e->row_loss);
+    tn_free(e->row_rank);
+    tn_free(e->staging);
+    tn_free(e->nonfinite);
+    tn_free(e->node_finite);
+    tn_trace_free(e->trace);
+    tn_free(e);
+}
+
+tn_status tn_engine_initialise(tn_engine *e, uint64_t seed) {
+    const tn_model *m = e->model;
+    const tn_backend_ops *ops = e->backend->ops;
+    float *host;
+    TN_TRY(tn_alloc(&host, m->param_floats + m->state_floats, sizeof(float), "initial weights"));
+    tn_model_initialise(m, seed, host, host + m->param_floats);
+    tn_status status = ops->upload(e->backend, e->flat.values, host, m->param_floats * sizeof(float));
+    if (status == TN_OK)
+        status = ops->upload(e->backend, e->flat.state, host + m->param_floats, m->state_floats * sizeof(float));
+    memset(host, 0, m->param_floats * sizeof(float));
+    if (status == TN_OK && e->flat.momentum)
+        status = ops->upload(e->backend, e->flat.momentum, host, m->param_floats * sizeof(float));
+    memset(e->norm_batches, 0, (size_t)m->state_count * sizeof *e->norm_batches);
+    e->packed = e->eval_loaded = false;
+    tn_free(host);
+    return status;
+}
+
+/* ---- access ---- */
+
+int tn_engine_parameter_count(const tn_engine *e) {
+    return e->model->param_count;
+}
+
+tn_parameter_info tn_engine_parameter(const tn_engine *e, int index) {
+    const tn_param *p = &e->model->params[index];
+    tn_parameter_info info = {
+        .name = p->name, .rank = p->rank, .count = p->count, .scalar_group = p->group == TN_GROUP_SCALARS};
+    memcpy(info.dims, p->dims, sizeof info.dims);
+    return info;
+}
+
+int tn_engine_find_parameter(const tn_engine *e, const char *name) {
+    for (int i = 0; i < e->model->param_count; i++)
+        if (!strcmp(e->model->params[i].name, name)) return i;
+    return -1;
+}
+
+static float *flat_of(const tn_engine *e, tn_tensor_kind kind, int parameter) {
+    float *base = kind == TN_VALUES ? e->flat.values : kind == TN_GRADIENTS ? e->flat.grads : e->flat.momentum;
+    return base ? base + e->model->params[parameter].offset : NULL;
+}
+
+tn_status tn_engine_get(tn_engine *e, tn_tensor_kind kind, int parameter, float *data) {
+    const float *from = flat_of(e, kind, parameter);
+    if (!from) return tn_fail(TN_ERR_USAGE, "this engine was not made for training: it has no gradients");
+    return e->backend->ops->download(e->backend, data, from, e->model->params[parameter].count * sizeof(float));
+}
+
+tn_status tn_engine_set(tn_engine *e, tn_tensor_kind kind, int parameter, const float *data) {
+    float *to = flat_of(e, kind, parameter);
+    if (!to) return tn_fail(TN_ERR_USAGE, "this engine was not made for training: it has no gradients");
+    e->packed = e->eval_loaded = false;
+    return e->backend->ops->upload(e->backend, to, data, e->model->params[parameter].count * sizeof(float));
+}
+
+int tn_engine_norm_count(const tn_engine *e) {
+    return e->model->state_count;
+}
+
+tn_norm_info tn_engine_norm(const tn_engine *e, int index) {
+    return (tn_norm_info){.name = e->model->states[index].name, .channels = e->model->states[index].count};
+}
+
+tn_status tn_engine_get_norm(tn_engine *e, int index, float *mean, float *var, int64_t *batches) {
+    const tn_state *s = &e->model->states[index];
+    size_t bytes = (size_t)s->count * sizeof(float);
+    TN_TRY(e->backend->ops->download(e->backend, mean, e->flat.state + s->mean_offset, bytes));
+    TN_TRY(e->backend->ops->download(e->backend, var, e->flat.state + s->var_offset, bytes));
+    *batches = e->norm_batches[index];
+    return TN_OK;
+}
+
+tn_status tn_engine_set_norm(tn_engine *e, int index, const float *mean, const float *var, int64_t batches) {
+    const tn_state *s = &e->model->states[index];
+    size_t bytes = (size_t)s->count * sizeof(float);
+    TN_TRY(e->backend->ops->upload(e->backend, e->flat.state + s->mean_offset, mean, bytes));
+    TN_TRY(e->backend->ops->upload(e->backend, e->flat.state + s->var_offset, var, bytes));
+    e->norm_batches[index] = batches;
+    e->eval_loaded = false;
+    return TN_OK;
+}
+
+size_t tn_engine_bytes(const tn_engine *e) {
+    return e->bytes;
+}
+
+int tn_engine_chunk_rows(const tn_engine *e) {
+    return e->config.micro_batch;
+}
+
+int tn_engine_threads(const tn_engine *e) {
+    return e->config.threads;
+}
+
+const char *tn_engine_device(const tn_engine *e) {
+    return e->device;
+}
+
+const char *tn_engine_implementation(const tn_engine *e, int layer, int which) {
+    return tn_executor_plan(e->executor, layer)->implementation[which];
+}
+
+const tn_model *tn_engine_model(const tn_engine *e) {
+    return e->model;
+}
+
+/* ---- timeline ---- */
+
+tn_status tn_engine_trace_start(tn_engine *e) {
+    tn_trace_free(e->trace);
+    e->trace = NULL;
+    TN_TRY(tn_trace_create(e->config.threads + 1, TRACE_EVENTS, &e->trace));
+    for (int i = 0; i < e->config.threads; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "worker %d", i);
+        tn_trace_name_thread(e->trace, i, name);
+    }
+    tn_trace_name_thread(e->trace, e->config.threads, "trainer");
+    return TN_OK;
+}
+
+void tn_engine_trace_add(tn_engine *e, const char *name, double start_seconds, double end_seconds) {
+    if (e->trace) tn_trace_add(e->trace, e->config.threads, name, "trainer", start_seconds, end_seconds);
+}
+
+tn_status tn_engine_trace_write(tn_engine *e, const char *path) {
+    if (!e->trace) return tn_fail(TN_ERR_USAGE, "no timeline is being recorded");
+    tn_status status = tn_trace_write(e->trace, path);
+    tn_trace_free(e->trace);
+    e->trace = NULL;
+    return status;
+}

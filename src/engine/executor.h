@@ -1,0 +1,52 @@
+/* One model planned on one backend for chunks of a fixed number of rows: plans, packed parameters, activations and
+ * gradients. Runs segments of a program for one chunk on one worker; knows no batches, optimizers or loops over chunks.
+ * What must be merged over chunks (batch-norm statistics) or summed (gradients) is left to the caller between segments. */
+#ifndef TN_ENGINE_EXECUTOR_H
+#define TN_ENGINE_EXECUTOR_H
+
+#include "engine/program.h"
+#include "io/trace.h"
+
+typedef struct tn_executor tn_executor;
+
+typedef struct tn_executor_config {
+    int chunk_rows, chunks, workers; /* chunks: the most that one training batch has */
+    bool training;                   /* plan backward too */
+} tn_executor_config;
+
+/* Plans everything and allocates the arenas. The model must outlive the executor. */
+tn_status tn_executor_create(const tn_model *model, tn_backend *backend, const tn_executor_config *config,
+                             tn_executor **out);
+void tn_executor_free(tn_executor *executor);
+
+/* What a chunk reads and writes outside the executor. Arrays are those of the chunk's first row. */
+typedef struct tn_chunk {
+    int index, rows;
+    const float *images; /* chunk_rows images; rows beyond `rows` are zeros */
+    const float *targets, *row_weights;
+    const int *labels;
+    float *row_loss;
+    int *row_rank;
+    float *grads; /* the segment's gradient buffer */
+} tn_chunk;
+
+/* The programs: training = forward, loss, backward; evaluation = forward and loss with running statistics. */
+const tn_program *tn_executor_program(const tn_executor *executor, bool training);
+
+/* Runs one segment for one chunk. nonfinite[node] is set to 1 where a value that is not finite appeared. */
+tn_status tn_executor_run(tn_executor *executor, bool training, int segment, const tn_chunk *chunk, int worker,
+                          int *nonfinite, tn_trace *trace);
+
+/* Merges what follows a segment. *finite: whether the merged statistics were. */
+tn_status tn_executor_merge(tn_executor *executor, int segment, int chunks, int rows, const tn_flat *flat, bool *finite);
+
+/* Logits of a chunk after the last segment of the evaluation program, [chunk_rows][classes]. Valid until the worker's
+ * next chunk. */
+const float *tn_executor_logits(const tn_executor *executor, int worker);
+
+tn_plan *tn_executor_plan(const tn_executor *executor, int node);
+
+/* Bytes held in total; known once created. */
+size_t tn_executor_bytes(const tn_executor *executor);
+
+#endif

@@ -1,0 +1,138 @@
+#include "engine/gradient_tree.h"
+
+#include <pthread.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+#define LEVELS 31
+
+struct tn_gradient_tree {
+    tn_backend *backend;
+    pthread_mutex_t mutex;
+    size_t floats, used_floats;
+    int buffer_count, free_count, max_chunks, chunks;
+    float **buffers, **free_buffers;
+    float **parked; /* [LEVELS] rows of left-behind sums, by parent position; row l starts at parked_row[l] */
+    int parked_row[LEVELS];
+    float *sum;
+};
+
+#define WORKERS_MAX 256
+
+/* Dynamic programming over the height of a full subtree. done[m]: most sums that can be parked in it with m chunks still in
+ * work and all others finished; front[m]: the same when everything from some leaf on has not been started. */
+int tn_gradient_tree_buffers(int chunks, int workers) {
+    int done[WORKERS_MAX] = {1}, front[WORKERS_MAX] = {0};
+    /* The last chunk taken is in work and stands at the frontier; the others may be anywhere before it. */
+    int others = workers - 1;
+    if (workers >= chunks || workers > WORKERS_MAX) return chunks;
+    for (int height = 0; 1 << height < chunks; height++) {
+        int next_done[WORKERS_MAX], next_front[WORKERS_MAX];
+        for (int m = 0; m <= others; m++) {
+            next_done[m] = m == 0;
+            next_front[m] = front[m];
+            for (int left = 0; left <= m; left++) {
+                int both = done[left] + done[m - left], partly = done[left] + front[m - left];
+                if (m > 0 && both > next_done[m]) next_done[m] = both;
+                if (partly > next_front[m]) next_front[m] = partly;
+            }
+        }
+        memcpy(done, next_done, (size_t)workers * sizeof(int));
+        memcpy(front, next_front, (size_t)workers * sizeof(int));
+    }
+    int bound = workers + front[others];
+    return bound < chunks ? bound : chunks;
+}
+
+tn_status tn_gradient_tree_create(tn_backend *backend, int chunks, int workers, size_t floats,
+                                  tn_gradient_tree **out) {
+    tn_gradient_tree *t;
+    *out = NULL;
+    TN_TRY(tn_alloc(&t, 1, sizeof *t, "gradients"));
+    pthread_mutex_init(&t->mutex, NULL);
+    t->backend = backend;
+    t->floats = floats;
+    t->max_chunks = chunks;
+    int rows = 0;
+    for (int level = 0; level < LEVELS; level++) {
+        t->parked_row[level] = rows;
+        rows += (chunks >> (level + 1)) + 1;
+    }
+    t->buffer_count = tn_gradient_tree_buffers(chunks, workers);
+    tn_status status = tn_alloc(&t->parked, (size_t)rows, sizeof(float *), "gradients");
+    if (status == TN_OK) status = tn_alloc(&t->buffers, (size_t)t->buffer_count, sizeof(float *), "gradients");
+    if (status == TN_OK) status = tn_alloc(&t->free_buffers, (size_t)t->buffer_count, sizeof(float *), "gradients");
+    for (int i = 0; status == TN_OK && i < t->buffer_count; i++)
+        status = backend->ops->alloc(backend, &t->buffers[i], floats * sizeof(float), "gradients of a chunk");
+    if (status != TN_OK) {
+        tn_gradient_tree_free(t);
+        return status;
+    }
+    *out = t;
+    return TN_OK;
+}
+
+void tn_gradient_tree_free(tn_gradient_tree *t) {
+    if (!t) return;
+    for (int i = 0; t->buffers && i < t->buffer_count; i++)
+        if (t->buffers[i]) t->backend->ops->release(t->backend, t->buffers[i]);
+    tn_free(t->buffers);
+    tn_free(t->free_buffers);
+    tn_free(t->parked);
+    pthread_mutex_destroy(&t->mutex);
+    tn_free(t);
+}
+
+void tn_gradient_tree_begin(tn_gradient_tree *t, int chunks, size_t floats) {
+    TN_ASSERT(chunks <= t->max_chunks && floats <= t->floats);
+    t->chunks = chunks;
+    t->used_floats = floats;
+    t->sum = NULL;
+    t->free_count = t->buffer_count;
+    memcpy(t->free_buffers, t->buffers, (size_t)t->buffer_count * sizeof *t->buffers);
+    size_t rows = (size_t)t->parked_row[LEVELS - 1] + 1;
+    memset(t->parked, 0, rows * sizeof *t->parked);
+}
+
+float *tn_gradient_tree_take(tn_gradient_tree *t) {
+    pthread_mutex_lock(&t->mutex);
+    TN_ASSERT(t->free_count > 0);
+    float *buffer = t->free_buffers[--t->free_count];
+    pthread_mutex_unlock(&t->mutex);
+    return buffer;
+}
+
+/* Leaves `buffer` at the parent, or takes what the sibling left there. */
+static float *meet(tn_gradient_tree *t, int level, int parent, float *buffer) {
+    float **slot = &t->parked[t->parked_row[level] + parent];
+    pthread_mutex_lock(&t->mutex);
+    float *other = *slot;
+    *slot = other ? NULL : buffer;
+    pthread_mutex_unlock(&t->mutex);
+    return other;
+}
+
+void tn_gradient_tree_bring(tn_gradient_tree *t, int chunk, float *buffer) {
+    int at = chunk;
+    for (int level = 0; level < LEVELS - 1 && 1 << level < t->chunks; level++, at >>= 1) {
+        /* A subtree without a single chunk adds nothing. */
+        if (((long)(at ^ 1) << level) >= t->chunks) continue;
+        float *other = meet(t, level, at >> 1, buffer);
+        if (!other) return;
+        t->backend->ops->add(t->backend, buffer, other, t->used_floats);
+        pthread_mutex_lock(&t->mutex);
+        t->free_buffers[t->free_count++] = other;
+        pthread_mutex_unlock(&t->mutex);
+    }
+    t->sum = buffer;
+}
+
+const float *tn_gradient_tree_sum(const tn_gradient_tree *t) {
+    TN_ASSERT(t->sum);
+    return t->sum;
+}
+
+size_t tn_gradient_tree_bytes(const tn_gradient_tree *t) {
+    return (size_t)t->buffer_count * t->floats * sizeof(float);
+}

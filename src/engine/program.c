@@ -1,0 +1,275 @@
+#include "engine/program.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+/* Buffers start on a cache line. */
+#define ALIGN_FLOATS 16
+
+/* Gradients that flow into one tensor, as buffers. Each buffer is in one list at a time, so whoever consumes the list may
+ * overwrite them. */
+typedef struct parts {
+    int buffers[TN_PARTS_MAX], count;
+} parts;
+
+typedef struct compiler {
+    const tn_model *model;
+    const size_t *grad_floats;
+    int rows;
+    bool training;
+    tn_program *program;
+    int *activations; /* tensor -> buffer, -1 when it has to be computed again */
+    parts *gradients; /* tensor -> */
+    int segment_first;
+    size_t segment_grads;
+} compiler;
+
+static size_t tensor_floats(const compiler *c, int tensor) {
+    tn_shape s = c->model->tensors[tensor].shape;
+    return (size_t)c->rows * (size_t)s.channels * (size_t)s.height * (size_t)s.width;
+}
+
+static tn_status new_buffer(compiler *c, int tensor, int *out) {
+    tn_program *p = c->program;
+    TN_TRY(tn_grow(&p->buffers, &p->buffer_capacity, (size_t)p->buffer_count + 1, sizeof *p->buffers, "program"));
+    p->buffers[p->buffer_count] =
+        (tn_buffer){.floats = tensor_floats(c, tensor), .first = p->step_count, .last = p->step_count};
+    *out = p->buffer_count++;
+    return TN_OK;
+}
+
+static void touch(compiler *c, int buffer) {
+    if (buffer >= 0) c->program->buffers[buffer].last = c->program->step_count;
+}
+
+static tn_step step_init(tn_step_kind kind, int node) {
+    return (tn_step){.kind = kind, .node = node, .x = -1, .r = -1, .y = -1, .dz = -1, .dx = -1};
+}
+
+static tn_status emit(compiler *c, tn_step step) {
+    tn_program *p = c->program;
+    TN_TRY(tn_grow(&p->steps, &p->step_capacity, (size_t)p->step_count + 1, sizeof *p->steps, "program"));
+    int operands[] = {step.x, step.r, step.y, step.dz, step.dx};
+    for (int i = 0; i < 5; i++) touch(c, operands[i]);
+    for (int i = 0; i < step.dy_count; i++) touch(c, step.dy[i]);
+    if (step.kind == TN_STEP_BACKWARD) {
+        step.grad_offset = c->segment_grads;
+        c->segment_grads += (c->grad_floats[step.node] + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
+    }
+    p->steps[p->step_count++] = step;
+    return TN_OK;
+}
+
+static tn_status end_segment(compiler *c, tn_merge merge, int node) {
+    tn_program *p = c->program;
+    TN_TRY(tn_grow(&p->segments, &p->segment_capacity, (size_t)p->segment_count + 1, sizeof *p->segments, "program"));
+    p->segments[p->segment_count++] = (tn_segment){.first = c->segment_first,
+                                                   .count = p->step_count - c->segment_first,
+                                                   .merge = merge,
+                                                   .merge_node = node,
+                                                   .grad_floats = c->segment_grads};
+    c->segment_first = p->step_count;
+    c->segment_grads = 0;
+    return TN_OK;
+}
+
+static bool computed_again(const tn_node *node) {
+    return node->kind == TN_NODE_NORM && node->residual < 0;
+}
+
+static tn_status emit_forward(compiler *c, int index, int y) {
+    const tn_node *node = &c->model->nodes[index];
+    tn_step step = step_init(TN_STEP_FORWARD, index);
+    step.x = c->activations[node->input];
+    step.r = node->residual >= 0 ? c->activations[node->residual] : -1;
+    step.y = y;
+    return emit(c, step);
+}
+
+static tn_status forward(compiler *c, int index) {
+    const tn_node *node = &c->model->nodes[index];
+    if (node->kind == TN_NODE_LOSS) {
+        tn_step step = step_init(c->training ? TN_STEP_BACKWARD : TN_STEP_FORWARD, index);
+        step.x = c->activations[node->input];
+        c->program->output = step.x;
+        if (c->training) {
+            TN_TRY(new_buffer(c, node->input, &step.dx));
+            c->gradients[node->input] = (parts){.buffers = {step.dx}, .count = 1};
+        }
+        return emit(c, step);
+    }
+    if (node->kind == TN_NODE_NORM && c->training) {
+        tn_step step = step_init(TN_STEP_STATISTICS, index);
+        step.x = c->activations[node->input];
+        TN_TRY(emit(c, step));
+        TN_TRY(end_segment(c, TN_MERGE_STATISTICS, index));
+    }
+    int y;
+    TN_TRY(new_buffer(c, node->output, &y));
+    TN_TRY(emit_forward(c, index, y));
+    c->activations[node->output] = y;
+    return TN_OK;
+}
+
+/* The activation of a tensor for use in backward. */
+static tn_status recall(compiler *c, int tensor, int *buffer) {
+    if (c->activations[tensor] < 0) {
+        int y;
+        TN_TRY(new_buffer(c, tensor, &y));
+        TN_TRY(emit_forward(c, c->model->tensors[tensor].producer, y));
+        c->activations[tensor] = y;
+    }
+    *buffer = c->activations[tensor];
+    return TN_OK;
+}
+
+static tn_status add_part(compiler *c, int tensor, int buffer) {
+    parts *list = &c->gradients[tensor];
+    TN_ASSERT(list->count < TN_PARTS_MAX);
+    list->buffers[list->count++] = buffer;
+    return TN_OK;
+}
+
+static tn_status backward(compiler *c, int index) {
+    const tn_node *node = &c->model->nodes[index];
+    bool matrix = node->kind == TN_NODE_CONV || node->kind == TN_NODE_LINEAR, norm = node->kind == TN_NODE_NORM;
+    const parts *dy = &c->gradients[node->output];
+    if (dy->count == 0) return TN_OK; /* nothing depends on this node */
+    tn_step step = step_init(norm ? TN_STEP_REDUCE : TN_STEP_BACKWARD, index);
+    if (matrix || norm || node->kind == TN_NODE_MAXPOOL) TN_TRY(recall(c, node->input, &step.x));
+    bool reads_y = matrix || (norm && node->relu);
+    if (reads_y) TN_TRY(recall(c, node->output, &step.y));
+    memcpy(step.dy, dy->buffers, sizeof step.dy);
+    step.dy_count = dy->count;
+    step.dz = dy->buffers[0];
+    if (norm) {
+        TN_TRY(emit(c, step));
+        TN_TRY(end_segment(c, TN_MERGE_REDUCE, index));
+        int x = step.x, dz = step.dz;
+        step = step_init(TN_STEP_BACKWARD, index);
+        step.x = x;
+        step.dz = dz;
+    }
+    if (node->input != 0) {
+        /* Only norm can work in place, and only when nobody else waits for dz. */
+        if (norm && node->residual < 0)
+            step.dx = step.dz;
+        else
+            TN_TRY(new_buffer(c, node->input, &step.dx));
+    }
+    TN_TRY(emit(c, step));
+    if (node->residual >= 0) TN_TRY(add_part(c, node->residual, step.dz));
+    if (step.dx >= 0) TN_TRY(add_part(c, node->input, step.dx));
+    return TN_OK;
+}
+
+static tn_status compile_steps(compiler *c) {
+    const tn_model *model = c->model;
+    int input;
+    TN_TRY(new_buffer(c, 0, &input));
+    c->activations[0] = input;
+    for (int i = 0; i < model->node_count; i++) TN_TRY(forward(c, i));
+    if (c->training) {
+        for (int i = 0; i < model->node_count; i++)
+            if (computed_again(&model->nodes[i])) c->activations[model->nodes[i].output] = -1;
+        for (int i = model->node_count - 1; i >= 0; i--)
+            if (model->nodes[i].kind != TN_NODE_LOSS) TN_TRY(backward(c, i));
+    }
+    /* The logits are read after the last step. */
+    c->program->buffers[c->program->output].last = c->program->step_count - 1;
+    return end_segment(c, TN_MERGE_NONE, -1);
+}
+
+/* ---- placing buffers ---- */
+
+static int segment_of(const tn_program *p, int step) {
+    int low = 0, high = p->segment_count - 1;
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (step < p->segments[middle].first + p->segments[middle].count)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+/* A buffer being placed. */
+typedef struct placement {
+    size_t floats, offset;
+    int first, last, buffer;
+} placement;
+
+static int larger_first(const void *a, const void *b) {
+    const placement *x = a, *y = b;
+    if (x->floats != y->floats) return x->floats < y->floats ? 1 : -1;
+    return x->buffer - y->buffer;
+}
+
+/* Greedy by size: each buffer takes the lowest gap among those already placed that are alive at the same time. `placed` is
+ * kept sorted by offset. Returns the size of the arena. */
+static size_t place(placement *todo, int count, placement *placed) {
+    size_t total = 0;
+    qsort(todo, (size_t)count, sizeof *todo, larger_first);
+    for (int i = 0; i < count; i++) {
+        placement b = todo[i];
+        b.offset = 0;
+        for (int j = 0; j < i; j++) {
+            const placement *q = &placed[j];
+            if (q->last < b.first || b.last < q->first) continue;
+            if (q->offset >= b.offset + b.floats) break;
+            if (q->offset + q->floats > b.offset) b.offset = q->offset + q->floats;
+        }
+        int at = i;
+        for (; at > 0 && placed[at - 1].offset > b.offset; at--) placed[at] = placed[at - 1];
+        placed[at] = b;
+        if (b.offset + b.floats > total) total = b.offset + b.floats;
+    }
+    return total;
+}
+
+static tn_status place_buffers(tn_program *p) {
+    placement *todo, *placed;
+    size_t count = (size_t)p->buffer_count;
+    TN_TRY(tn_alloc(&todo, 2 * count, sizeof *todo, "program"));
+    placed = todo + count;
+    for (int i = 1; i < p->buffer_count; i++)
+        p->buffers[i].per_chunk = segment_of(p, p->buffers[i].first) != segment_of(p, p->buffers[i].last);
+    for (int arena = 0; arena < 2; arena++) {
+        int n = 0;
+        for (int i = 1; i < p->buffer_count; i++) {
+            const tn_buffer *b = &p->buffers[i];
+            size_t floats = (b->floats + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
+            if (b->per_chunk == (arena == 1))
+                todo[n++] = (placement){.floats = floats, .first = b->first, .last = b->last, .buffer = i};
+        }
+        size_t total = place(todo, n, placed);
+        for (int i = 0; i < n; i++) p->buffers[placed[i].buffer].offset = placed[i].offset;
+        *(arena ? &p->chunk_floats : &p->worker_floats) = total;
+    }
+    tn_free(todo);
+    return TN_OK;
+}
+
+tn_status tn_program_compile(const tn_model *model, int rows, bool training, const size_t *grad_floats,
+                             tn_program *out) {
+    memset(out, 0, sizeof *out);
+    compiler c = {.model = model, .grad_floats = grad_floats, .rows = rows, .training = training, .program = out};
+    tn_status status = tn_alloc(&c.activations, (size_t)model->tensor_count, sizeof *c.activations, "program");
+    if (status == TN_OK) status = tn_alloc(&c.gradients, (size_t)model->tensor_count, sizeof *c.gradients, "program");
+    if (status == TN_OK) status = compile_steps(&c);
+    if (status == TN_OK) status = place_buffers(out);
+    tn_free(c.activations);
+    tn_free(c.gradients);
+    if (status != TN_OK) tn_program_free(out);
+    return status;
+}
+
+void tn_program_free(tn_program *program) {
+    tn_free(program->steps);
+    tn_free(program->segments);
+    tn_free(program->buffers);
+    memset(program, 0, sizeof *program);
+}

@@ -1,0 +1,59 @@
+/* A model compiled into a straight list of steps over planned buffers, for one chunk.
+ *
+ * The list is cut into segments. Within a segment a chunk needs nothing from other chunks; between segments the statistics
+ * of one norm node are merged over all chunks. Without batch normalisation a whole training step is a single segment.
+ *
+ * Every buffer has a lifetime in steps. Buffers that live within one segment are placed in an arena that each worker owns,
+ * those that cross a boundary in an arena that each chunk owns; buffers that are never alive together share memory.
+ * Outputs of norm nodes without a residual are not kept for backward but computed again from their input. */
+#ifndef TN_ENGINE_PROGRAM_H
+#define TN_ENGINE_PROGRAM_H
+
+#include "backend/backend.h"
+
+typedef enum tn_step_kind { TN_STEP_FORWARD, TN_STEP_STATISTICS, TN_STEP_REDUCE, TN_STEP_BACKWARD } tn_step_kind;
+
+/* Operands are buffers, -1 where there is none. Buffer 0 is the chunk's input images. */
+typedef struct tn_step {
+    tn_step_kind kind;
+    int node;
+    int x, r, y, dz, dx;
+    int dy[TN_PARTS_MAX], dy_count;
+    size_t grad_offset; /* of the node's gradients in the segment's gradient buffer */
+} tn_step;
+
+typedef struct tn_buffer {
+    size_t floats;   /* of a whole chunk */
+    int first, last; /* steps */
+    bool per_chunk;
+    size_t offset; /* floats, in its arena */
+} tn_buffer;
+
+typedef enum tn_merge { TN_MERGE_NONE, TN_MERGE_STATISTICS, TN_MERGE_REDUCE } tn_merge;
+
+typedef struct tn_segment {
+    int first, count; /* steps */
+    tn_merge merge;   /* what follows the segment, for node merge_node */
+    int merge_node;
+    size_t grad_floats; /* gradients that each chunk makes in this segment */
+} tn_segment;
+
+typedef struct tn_program {
+    tn_step *steps;
+    int step_count;
+    tn_segment *segments;
+    int segment_count;
+    tn_buffer *buffers;
+    int buffer_count;
+    size_t worker_floats, chunk_floats; /* sizes of the two arenas */
+    int output;                         /* buffer with the logits; alive to the end of the last segment */
+    size_t step_capacity, segment_capacity, buffer_capacity;
+} tn_program;
+
+/* Compiles `model` for chunks of `rows` images: forward, loss and backward when `training`, else forward and loss with the
+ * running statistics. grad_floats[node] says how many gradients each node makes. Free with tn_program_free. */
+tn_status tn_program_compile(const tn_model *model, int rows, bool training, const size_t *grad_floats,
+                             tn_program *out);
+void tn_program_free(tn_program *program);
+
+#endif

@@ -1,0 +1,505 @@
+/* A training run: batches to the engine, schedule, logs, evaluation and checkpoints (contracts.md, "A run's folder"). */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/memory.h"
+#include "base/schedule.h"
+#include "model/graph.h"
+#include "taunet/run.h"
+#include "train/run_folder.h"
+#include "train/setup.h"
+
+/* Steps of the process that a --profile shows: the first few are not typical. */
+#define PROFILE_FIRST 3
+#define PROFILE_STEPS 3
+
+typedef struct run {
+    tn_options *options;
+    const tn_run_hooks *hooks;
+    tn_dataset *dataset;
+    tn_dataset_info data;
+    float mean[TN_CHANNELS_MAX], std[TN_CHANNELS_MAX];
+    tn_model *model;
+    tn_engine *engine;
+    tn_loader *train, *val;
+    tn_schedule schedule;
+    tn_run_folder folder;
+    tn_position position;
+    tn_event event;
+    int batches;  /* in an epoch */
+    long steps;   /* in all */
+    int tau;      /* parameter, or -1 */
+    bool resumed; /* from a checkpoint */
+    double started, epoch_started, train_seconds;
+    long first_step, epoch_images; /* of this process; of this epoch in this process */
+    long profile_first;            /* step of this process at which the timeline starts, -1 before */
+    bool profiled;
+} run;
+
+static void send(run *r, tn_event_kind kind, const char *text) {
+    r->event.kind = kind;
+    r->event.text = text;
+    if (r->hooks && r->hooks->event) r->hooks->event(r->hooks->context, &r->event);
+}
+
+static int stop_signal(const run *r) {
+    return r->hooks && r->hooks->stop ? (int)*r->hooks->stop : 0;
+}
+
+/* ---- setting up ---- */
+
+static tn_status load_resumed_options(run *r, const tn_options *given) {
+    char path[TN_RUN_PATH];
+    TN_TRY(tn_options_create("train", &r->options));
+    TN_TRY(tn_options_load(r->options, tn_run_folder_file(&r->folder, "config.toml", path)));
+    return tn_options_resume(r->options, given);
+}
+
+/* The options of the run: those given, or with --resume those of the folder. */
+static tn_status resolve_options(run *r, const tn_options *given) {
+    TN_TRY(tn_run_folder_open(&r->folder, given->out, given->resume, given->overwrite));
+    if (given->resume && r->folder.has_run) return load_resumed_options(r, given);
+    if (r->folder.has_checkpoint)
+        return tn_fail(TN_ERR_DATA, "--out %s: last.safetensors without config.toml: not a run that can be resumed",
+                       r->folder.path);
+    char *text;
+    TN_TRY(tn_options_create("train", &r->options));
+    TN_TRY(tn_options_print_config(given, &text));
+    tn_status status = tn_options_load_text(r->options, text, strlen(text), "options");
+    tn_options_free_text(text);
+    return status;
+}
+
+static tn_status open_data(run *r) {
+    const tn_options *o = r->options;
+    TN_TRY(tn_dataset_open(o->data, &r->dataset));
+    r->data = tn_dataset_describe(r->dataset);
+    TN_TRY(tn_setup_normalisation(o, &r->data, r->mean, r->std));
+    tn_loader_config train = {.split = TN_SPLIT_TRAIN,
+                              .batch = o->batch,
+                              .seed = o->seed,
+                              .shuffle = o->shuffle,
+                              .augment = o->augment == TN_AUGMENT_STANDARD,
+                              .mixup = o->mixup,
+                              .label_smoothing = o->label_smoothing,
+                              .limit_batches = o->limit_batches,
+                              .mean = r->mean,
+                              .std = r->std};
+    TN_TRY(tn_loader_open(r->dataset, &train, &r->train));
+    tn_loader_config val = {.split = TN_SPLIT_VAL,
+                            .batch = o->batch < r->data.val_count ? o->batch : r->data.val_count,
+                            .limit_batches = o->limit_batches,
+                            .mean = r->mean,
+                            .std = r->std};
+    TN_TRY(tn_loader_open(r->dataset, &val, &r->val));
+    r->batches = tn_loader_batches(r->train);
+    r->steps = o->steps > 0 ? o->steps : (long)o->epochs * r->batches;
+    return TN_OK;
+}
+
+static tn_status open_engine(run *r) {
+    const tn_options *o = r->options;
+    TN_TRY(tn_setup_check_device(o));
+    tn_input_shape input = {r->data.channels, r->data.height, r->data.width};
+    TN_TRY(tn_setup_model(o, input, r->data.classes, &r->model));
+    tn_engine_config config = {.device = o->device,
+                               .threads = o->threads,
+                               .micro_batch = o->micro_batch,
+                               .max_batch = o->batch,
+                               .training = true};
+    TN_TRY(tn_engine_create(r->model, &config, &r->engine));
+    r->tau = tn_engine_find_parameter(r->engine, "tau");
+    return tn_engine_initialise(r->engine, o->seed);
+}
+
+static tn_status load_weights(run *r, const char *path, bool resume) {
+    tn_safetensors *file;
+    TN_TRY(tn_safetensors_open(path, &file));
+    tn_status status = tn_checkpoint_load(r->engine, file, path, resume);
+    if (status == TN_OK && resume) status = tn_checkpoint_position(file, path, &r->position);
+    tn_safetensors_close(file);
+    return status;
+}
+
+static tn_status open_state(run *r) {
+    char path[TN_RUN_PATH], note[128];
+    r->position = (tn_position){.best_top1 = -1, .best_epoch = -1};
+    if (r->folder.has_checkpoint) {
+        TN_TRY(load_weights(r, tn_run_folder_file(&r->folder, "last.safetensors", path), true));
+        r->resumed = true;
+        snprintf(note, sizeof note, "resuming at step %ld of %ld", r->position.step, r->steps);
+        send(r, TN_EVENT_NOTE, note);
+    } else if (r->options->init[0]) {
+        TN_TRY(load_weights(r, r->options->init, false));
+    }
+    TN_TRY(tn_loader_seek(r->train, (int)(r->position.step / r->batches), (int)(r->position.step % r->batches)));
+    if (!r->folder.has_checkpoint) TN_TRY(tn_run_folder_clear(&r->folder));
+    TN_TRY(tn_run_folder_write_config(&r->folder, r->options));
+    return tn_run_folder_open_logs(&r->folder, &r->position);
+}
+
+/* ---- log lines ---- */
+
+static double tau_of(run *r) {
+    const char *variant = r->options->variant;
+    float value;
+    if (!strcmp(variant, "bn-tau")) return r->model->tau;
+    if (r->tau < 0 || tn_engine_get(r->engine, TN_VALUES, r->tau, &value) != TN_OK) return NAN;
+    return (double)value;
+}
+
+static void put(json_t *line, const char *key, json_t *value) {
+    /* A failure surfaces as a line that cannot be written. */
+    if (value) json_object_set_new(line, key, value);
+}
+
+static tn_status log_start(run *r) {
+    const tn_options *o = r->options;
+    json_t *line = json_object();
+    put(line, "event", json_string("start"));
+    put(line, "version", json_string(tn_version()));
+    put(line, "model", json_string(o->model));
+    put(line, "variant", json_string(o->variant));
+    put(line, "tau_expression", json_string(o->tau));
+    put(line, "data", json_string(o->data));
+    put(line, "dataset", json_string(r->data.name));
+    put(line, "train_images", json_integer(r->data.train_count));
+    put(line, "val_images", json_integer(r->data.val_count));
+    put(line, "classes", json_integer(r->data.classes));
+    put(line, "batch", json_integer(o->batch));
+    put(line, "steps", json_integer(r->steps));
+    put(line, "steps_per_epoch", json_integer(r->batches));
+    put(line, "lr", tn_json_real(o->lr));
+    put(line, "momentum", tn_json_real(o->momentum));
+    put(line, "weight_decay", tn_json_real(o->weight_decay));
+    put(line, "scalar_lr", tn_json_real(o->scalar_lr));
+    put(line, "schedule", json_string(o->schedule));
+    put(line, "seed", json_integer((json_int_t)o->seed));
+    put(line, "device", json_string(tn_engine_device(r->engine)));
+    put(line, "threads", json_integer(tn_engine_threads(r->engine)));
+    put(line, "chunk", json_integer(tn_engine_chunk_rows(r->engine)));
+    put(line, "layers", json_integer(tn_model_layer_count(r->model)));
+    put(line, "blocks", json_integer(r->model->blocks));
+    put(line, "parameters", json_integer((json_int_t)tn_model_parameter_count(r->model)));
+    put(line, "multiply_adds", tn_json_real(tn_model_multiply_adds(r->model)));
+    put(line, "peak_bytes", json_integer((json_int_t)tn_engine_bytes(r->engine)));
+    return tn_run_folder_log(&r->folder, line);
+}
+
+static tn_status log_step(run *r) {
+    const tn_event *e = &r->event;
+    json_t *line = json_object();
+    put(line, "event", json_string("step"));
+    put(line, "step", json_integer(e->step));
+    put(line, "epoch", json_integer(e->epoch));
+    put(line, "loss", tn_json_real(e->loss));
+    put(line, "lr", tn_json_real(e->lr));
+    put(line, "tau", tn_json_real(e->tau));
+    put(line, "images_per_second", tn_json_real(e->images_per_second));
+    TN_TRY(tn_run_folder_log(&r->folder, line));
+    TN_TRY(tn_tfevents_scalar(r->folder.events, "step/loss", e->step, e->loss, -1));
+    TN_TRY(tn_tfevents_scalar(r->folder.events, "step/lr", e->step, e->lr, -1));
+    if (!isnan(e->tau)) TN_TRY(tn_tfevents_scalar(r->folder.events, "step/tau", e->step, e->tau, -1));
+    return TN_OK;
+}
+
+static tn_status log_epoch(run *r) {
+    const tn_event *e = &r->event;
+    const struct {
+        const char *key;
+        double value;
+        bool always;
+    } fields[] = {{"train_loss", e->train_loss, true},
+                  {"train_top1", e->train_top1, true},
+                  {"val_loss", e->val_loss, false},
+                  {"val_top1", e->val_top1, false},
+                  {"val_top5", e->val_top5, false},
+                  {"lr", e->lr, true},
+                  {"tau", e->tau, true},
+                  {"seconds", e->seconds, true},
+                  {"images_per_second", e->images_per_second, true},
+                  {"data_wait", e->data_wait, true}};
+    char row[512], tag[64];
+    int used = snprintf(row, sizeof row, "%d", e->epoch);
+    json_t *line = json_object();
+    put(line, "event", json_string("epoch"));
+    put(line, "epoch", json_integer(e->epoch));
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        double value = fields[i].always || e->evaluated ? fields[i].value : NAN;
+        put(line, fields[i].key, tn_json_real(value));
+        used += isnan(value) ? snprintf(row + used, sizeof row - (size_t)used, ",")
+                             : snprintf(row + used, sizeof row - (size_t)used, ",%.9g", value);
+        snprintf(tag, sizeof tag, "epoch/%s", fields[i].key);
+        if (!isnan(value)) TN_TRY(tn_tfevents_scalar(r->folder.events, tag, e->step, value, -1));
+    }
+    TN_TRY(tn_run_folder_log(&r->folder, line));
+    TN_TRY(tn_tfevents_flush(r->folder.events));
+    return tn_line_log_append(r->folder.metrics, row);
+}
+
+static tn_status log_end(run *r, const char *status, const char *message) {
+    json_t *line = json_object();
+    put(line, "event", json_string("end"));
+    put(line, "status", json_string(status));
+    put(line, "step", json_integer(r->position.step));
+    if (message) put(line, "message", json_string(message));
+    if (r->position.best_epoch >= 0) {
+        put(line, "best_top1", tn_json_real(r->position.best_top1));
+        put(line, "best_epoch", json_integer(r->position.best_epoch));
+    }
+    return tn_run_folder_log(&r->folder, line);
+}
+
+/* ---- checkpoints ---- */
+
+static tn_status save(run *r, const char *name, bool whole) {
+    char path[TN_RUN_PATH];
+    double start = tn_now();
+    tn_checkpoint_info info = {.options = r->options,
+                               .input = {r->data.channels, r->data.height, r->data.width},
+                               .classes = r->data.classes,
+                               .dataset = r->data.name,
+                               .mean = r->mean,
+                               .std = r->std};
+    if (whole) TN_TRY(tn_run_folder_sync(&r->folder, &r->position));
+    TN_TRY(tn_checkpoint_save(r->engine, &info, whole ? &r->position : NULL,
+                              tn_run_folder_file(&r->folder, name, path)));
+    tn_engine_trace_add(r->engine, "checkpoint", start, tn_now());
+    return TN_OK;
+}
+
+/* Checkpoints at the end of an epoch whose numbers are in r->event. */
+static tn_status save_epoch(run *r) {
+    char name[64];
+    const tn_options *o = r->options;
+    int epoch = r->event.epoch;
+    if (r->event.evaluated && r->event.val_top1 > r->position.best_top1) {
+        r->position.best_top1 = r->event.best_top1 = r->event.val_top1;
+        r->position.best_epoch = epoch;
+        TN_TRY(save(r, "best.safetensors", false));
+    }
+    bool last = r->position.step >= r->steps;
+    if (o->keep > 0 && ((epoch + 1) % o->save_every == 0 || last)) {
+        snprintf(name, sizeof name, "epoch-%04d.safetensors", epoch);
+        TN_TRY(save(r, name, false));
+        TN_TRY(tn_run_folder_prune(&r->folder, o->keep));
+    }
+    return (epoch + 1) % o->save_every == 0 || last ? save(r, "last.safetensors", true) : TN_OK;
+}
+
+/* ---- the loop ---- */
+
+static tn_status evaluate(run *r) {
+    tn_result result;
+    double start = tn_now();
+    TN_TRY(tn_setup_evaluate(r->engine, r->val, r->hooks ? r->hooks->stop : NULL, &result, NULL));
+    r->event.val_loss = result.loss / result.rows;
+    r->event.val_top1 = 100.0 * result.top1 / result.rows;
+    r->event.val_top5 = 100.0 * result.top5 / result.rows;
+    r->event.evaluated = true;
+    tn_engine_trace_add(r->engine, "evaluation", start, tn_now());
+    return TN_OK;
+}
+
+static void begin_epoch(run *r) {
+    r->epoch_started = tn_now();
+    r->train_seconds = 0;
+    r->epoch_images = 0;
+    r->event.data_wait = 0;
+}
+
+/* Evaluates, when it is time, and logs the epoch. */
+static tn_status end_epoch(run *r) {
+    tn_event *e = &r->event;
+    const tn_position *p = &r->position;
+    e->train_loss = p->loss_sum / (double)p->rows;
+    e->train_top1 = 100.0 * (double)p->top1 / (double)p->rows;
+    e->evaluated = false;
+    if ((e->epoch + 1) % r->options->eval_every == 0 || p->step >= r->steps) TN_TRY(evaluate(r));
+    e->seconds = tn_now() - r->epoch_started;
+    e->images_per_second = r->train_seconds > 0 ? (double)r->epoch_images / r->train_seconds : 0;
+    return log_epoch(r);
+}
+
+static tn_status whole_epoch(run *r) {
+    tn_position next = r->position;
+    TN_TRY(end_epoch(r));
+    next.loss_sum = 0;
+    next.rows = next.top1 = 0;
+    r->position = next;
+    TN_TRY(save_epoch(r));
+    send(r, TN_EVENT_EPOCH, NULL);
+    begin_epoch(r);
+    return TN_OK;
+}
+
+static double learning_rate(const run *r, long step) {
+    const tn_options *o = r->options;
+    return tn_schedule_lr(&r->schedule, o->lr, o->warmup, (int)(step / r->batches), (int)(step % r->batches),
+                          r->batches, (double)r->steps / r->batches);
+}
+
+static tn_status train_step(run *r) {
+    const tn_options *o = r->options;
+    tn_event *e = &r->event;
+    tn_position *p = &r->position;
+    const tn_batch *batch;
+    tn_result result;
+    double start = tn_now(), wait = e->data_wait;
+    int epoch = (int)(p->step / r->batches), index = (int)(p->step % r->batches);
+    TN_TRY(tn_loader_next(r->train, &batch, &e->data_wait));
+    tn_engine_trace_add(r->engine, "data wait", start, start + e->data_wait - wait);
+    tn_sgd sgd = {.lr = learning_rate(r, p->step),
+                  .momentum = o->momentum,
+                  .weight_decay = o->weight_decay,
+                  .scalar_lr = o->scalar_lr};
+    tn_status status = tn_engine_gradients(r->engine, batch, &result);
+    if (status == TN_OK) status = tn_engine_update(r->engine, &sgd);
+    if (status == TN_ERR_DIVERGED) return tn_fail_prefix(status, "step %ld", p->step + 1);
+    TN_TRY(status);
+    double seconds = tn_now() - start;
+    p->step++;
+    p->loss_sum += result.loss;
+    p->rows += result.rows;
+    p->top1 += result.top1;
+    r->train_seconds += seconds;
+    r->epoch_images += result.rows;
+    tn_engine_trace_add(r->engine, "step", start, start + seconds);
+    e->step = p->step;
+    e->epoch = epoch;
+    e->batch = index + 1;
+    e->loss = result.loss / result.rows;
+    e->lr = sgd.lr;
+    e->tau = tau_of(r);
+    e->images_per_second = result.rows / seconds;
+    e->seconds_left = (tn_now() - r->started) / (double)(p->step - r->first_step) * (double)(r->steps - p->step);
+    e->log_step = p->step % o->log_every == 0;
+    if (e->log_step) TN_TRY(log_step(r));
+    send(r, TN_EVENT_STEP, NULL);
+    return TN_OK;
+}
+
+/* Called before the first step and after each: starts and ends the timeline of --profile. */
+static tn_status profile(run *r) {
+    const char *path = r->options->profile;
+    long done = r->position.step - r->first_step, left = r->steps - r->position.step;
+    if (!path[0] || r->profiled) return TN_OK;
+    if (r->profile_first < 0) {
+        if (done < PROFILE_FIRST && left > PROFILE_STEPS) return TN_OK;
+        r->profile_first = done;
+        return tn_engine_trace_start(r->engine);
+    }
+    if (done < r->profile_first + PROFILE_STEPS && left > 0) return TN_OK;
+    r->profiled = true;
+    TN_TRY(tn_engine_trace_write(r->engine, path));
+    send(r, TN_EVENT_NOTE, "timeline written (--profile)");
+    return TN_OK;
+}
+
+static tn_status stopped(run *r) {
+    TN_TRY(save(r, "last.safetensors", true));
+    TN_TRY(log_end(r, "stopped", NULL));
+    return tn_fail(TN_ERR_STOPPED, "stopped by signal %d at step %ld; continue with --resume", stop_signal(r),
+                   r->position.step);
+}
+
+/* A run whose length is given in steps may end inside an epoch: it is saved as it stands, then evaluated. */
+static tn_status partial_epoch(run *r) {
+    TN_TRY(save(r, "last.safetensors", true));
+    TN_TRY(end_epoch(r));
+    send(r, TN_EVENT_EPOCH, NULL);
+    return TN_OK;
+}
+
+/* A run that was stopped while an epoch was evaluated still has that epoch to finish. */
+static tn_status pending_epoch(run *r) {
+    long step = r->position.step;
+    if (step == 0 || step % r->batches != 0 || r->position.rows == 0) return TN_OK;
+    r->event.epoch = (int)(step / r->batches) - 1;
+    r->event.lr = learning_rate(r, step - 1);
+    r->event.tau = tau_of(r);
+    return whole_epoch(r);
+}
+
+static tn_status train_steps(run *r) {
+    begin_epoch(r);
+    TN_TRY(pending_epoch(r));
+    while (r->position.step < r->steps) {
+        TN_TRY(profile(r));
+        TN_TRY(train_step(r));
+        TN_TRY(profile(r));
+        if (r->position.step % r->batches == 0) TN_TRY(whole_epoch(r));
+        if (stop_signal(r)) return tn_fail(TN_ERR_STOPPED, "stopped");
+    }
+    return r->position.rows > 0 ? partial_epoch(r) : TN_OK;
+}
+
+static tn_status loop(run *r) {
+    r->started = tn_now();
+    r->first_step = r->position.step;
+    r->profile_first = -1;
+    tn_status status = train_steps(r);
+    if (status == TN_OK) return log_end(r, "done", NULL);
+    return status == TN_ERR_STOPPED ? stopped(r) : status;
+}
+
+static tn_status start(run *r, const tn_options *options) {
+    if (!options->resume || options->overwrite) TN_TRY(tn_options_check(options));
+    TN_TRY(resolve_options(r, options));
+    TN_TRY(tn_options_check(r->options));
+    TN_TRY(tn_schedule_parse(r->options->schedule, &r->schedule));
+    TN_TRY(open_data(r));
+    TN_TRY(open_engine(r));
+    TN_TRY(open_state(r));
+    r->event = (tn_event){.step = r->position.step,
+                          .steps = r->steps,
+                          .batches = r->batches,
+                          .best_top1 = r->position.best_top1,
+                          .epoch = (int)(r->position.step / r->batches)};
+    if (!r->resumed) TN_TRY(log_start(r));
+    char text[512];
+    snprintf(text, sizeof text,
+             "%s %s on %s: %zu parameters, %.1f M multiply-adds an image; %d training and %d validation images; %s, %d "
+             "threads, chunks of %d; %.1f MiB planned",
+             r->options->model, r->options->variant, r->data.name, tn_model_parameter_count(r->model),
+             tn_model_multiply_adds(r->model) * 1e-6, r->data.train_count, r->data.val_count,
+             tn_engine_device(r->engine), tn_engine_threads(r->engine), tn_engine_chunk_rows(r->engine),
+             (double)tn_engine_bytes(r->engine) / 1048576.0);
+    send(r, TN_EVENT_START, text);
+    return TN_OK;
+}
+
+/* After a failure inside the loop: the log says how the run ended, best effort; the first failure is what counts. */
+static tn_status report_failure(run *r, tn_status status) {
+    char message[1024];
+    snprintf(message, sizeof message, "%s", tn_error());
+    if (status == TN_ERR_DIVERGED && log_end(r, "diverged", message) != TN_OK)
+        return tn_fail(status, "%s (and log.jsonl could not be written)", message);
+    return tn_fail(status, "%s", message);
+}
+
+tn_status tn_run_train(const tn_options *options, const tn_run_hooks *hooks) {
+    run *r;
+    TN_TRY(tn_alloc(&r, 1, sizeof *r, "run"));
+    r->hooks = hooks;
+    r->folder.lock = -1;
+    tn_status status = start(r, options);
+    if (status == TN_OK) {
+        status = loop(r);
+        if (status != TN_OK) status = report_failure(r, status);
+    }
+    char message[1024];
+    snprintf(message, sizeof message, "%s", tn_error());
+    tn_status closed = tn_run_folder_close(&r->folder);
+    if (status != TN_OK) closed = tn_fail(status, "%s", message);
+    tn_loader_close(r->train);
+    tn_loader_close(r->val);
+    tn_engine_free(r->engine);
+    tn_model_free(r->model);
+    tn_dataset_close(r->dataset);
+    tn_options_free(r->options);
+    tn_free(r);
+    return closed;
+}

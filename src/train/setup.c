@@ -1,0 +1,63 @@
+#include "train/setup.h"
+
+#include <string.h>
+
+#include "backend/backend.h"
+
+tn_status tn_setup_model(const tn_options *options, tn_input_shape input, int classes, tn_model **out) {
+    tn_model_config config = {.model = options->model,
+                              .variant = options->variant,
+                              .tau = options->tau,
+                              .channels = input.channels,
+                              .height = input.height,
+                              .width = input.width,
+                              .classes = classes,
+                              .tau_per_block = options->tau_sharing == TN_TAU_PER_BLOCK,
+                              .no_bn_shortcut = !options->bn_shortcut,
+                              .zero_init_last_gamma = options->zero_init_last_gamma};
+    return tn_model_build(&config, out);
+}
+
+tn_status tn_setup_check_device(const tn_options *options) {
+    const tn_backend_ops *ops;
+    int number;
+    TN_TRY(tn_backend_find(options->device, &ops, &number));
+    if (options->precision != TN_PRECISION_FP32 && !strcmp(ops->name, "cpu"))
+        return tn_fail(TN_ERR_USAGE, "--precision %s: the CPU computes in fp32 only; use --precision fp32",
+                       options->precision == TN_PRECISION_BF16 ? "bf16" : "tf32");
+    return TN_OK;
+}
+
+static tn_status choose(const char *name, const tn_float_list *list, const float *standard, int channels, float *out) {
+    if (list->count > 1 && list->count != channels)
+        return tn_fail(TN_ERR_USAGE, "--%s has %d numbers, the images have %d channels; give one a channel or one for all",
+                       name, list->count, channels);
+    for (int c = 0; c < channels; c++)
+        out[c] = list->count == 0 ? standard[c] : list->values[list->count == 1 ? 0 : c];
+    return TN_OK;
+}
+
+tn_status tn_setup_normalisation(const tn_options *options, const tn_dataset_info *info, float *mean, float *std) {
+    TN_TRY(choose("mean", &options->mean, info->mean, info->channels, mean));
+    return choose("std", &options->std, info->std, info->channels, std);
+}
+
+tn_status tn_setup_evaluate(tn_engine *engine, tn_loader *loader, const volatile int *stop, tn_result *result,
+                            float *predictions) {
+    *result = (tn_result){0};
+    TN_TRY(tn_loader_seek(loader, 0, 0));
+    int batches = tn_loader_batches(loader);
+    for (int i = 0; i < batches; i++) {
+        const tn_batch *batch;
+        tn_result part;
+        if (stop && *stop) return tn_fail(TN_ERR_STOPPED, "stopped during evaluation");
+        TN_TRY(tn_loader_next(loader, &batch, NULL));
+        TN_TRY(tn_engine_eval(engine, batch, &part, predictions));
+        if (predictions) predictions += (size_t)batch->rows * (size_t)batch->classes;
+        result->loss += part.loss;
+        result->rows += part.rows;
+        result->top1 += part.top1;
+        result->top5 += part.top5;
+    }
+    return TN_OK;
+}

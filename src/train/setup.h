@@ -1,0 +1,25 @@
+/* From options to the things they name; shared by all commands that run a model. */
+#ifndef TN_TRAIN_SETUP_H
+#define TN_TRAIN_SETUP_H
+
+#include "base/fail.h"
+#include "taunet/data.h"
+#include "taunet/engine.h"
+#include "taunet/options.h"
+
+/* Model for images of the given shape. Free with tn_model_free. */
+tn_status tn_setup_model(const tn_options *options, tn_input_shape input, int classes, tn_model **out);
+
+/* Checks options that this build cannot serve: precision other than fp32 on the CPU. */
+tn_status tn_setup_check_device(const tn_options *options);
+
+/* Mean and standard deviation per channel: the options' where given (one number stands for all channels), else
+ * the data set's. mean and std are [info->channels]. */
+tn_status tn_setup_normalisation(const tn_options *options, const tn_dataset_info *info, float *mean, float *std);
+
+/* Evaluates the model on every validation image once. predictions: [val_count][classes] or NULL. *stop may end it early:
+ * TN_ERR_STOPPED. Sums of losses and counts go to *result. */
+tn_status tn_setup_evaluate(tn_engine *engine, tn_loader *loader, const volatile int *stop, tn_result *result,
+                            float *predictions);
+
+#endif
