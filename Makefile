@@ -1,48 +1,134 @@
-# taunet: `make help` lists the targets.
+# taunet: `make help` lists the targets. Everything is built in $(BUILD).
 VERSION := 0.1.0
 PREFIX ?= /usr/local
+DESTDIR ?=
 BUILD ?= build
+DEMO_OUT ?= runs/demo
+FUZZ_SECONDS ?= 60
+ifeq ($(origin CC),default)
 CC = gcc
-# Flags: C11 without extensions of the language; floating point is never contracted or reordered.
+endif
+PYTHON := /usr/bin/python3
+
+# C11 without extensions of the language; floating point is never contracted or reordered, so that results do not depend
+# on what a compiler finds convenient. OpenMP is used for `omp simd` and to keep oneDNN single-threaded.
 WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wcast-qual
 OPT ?= -O3
 CPPFLAGS := -Iinclude -Isrc -I. -D_GNU_SOURCE -DTN_VERSION='"$(VERSION)"'
 CFLAGS := -std=c11 $(OPT) -g -fPIC -fopenmp -ffp-contract=off $(WARN) $(SANITIZE)
-LDLIBS := -ldnnl -ljansson -lxxhash -lz -lpthread -lm
 LDFLAGS := -fopenmp $(SANITIZE)
+LDLIBS := -ldnnl -ljansson -lxxhash -lz -lpthread -lm
 
-LIB_SRC := $(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/engine/*.c src/backend/*.c src/backend/*/*.c src/train/*.c))
+LIB_SRC := $(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/backend/*.c src/backend/*/*.c \
+                             src/engine/*.c src/train/*.c))
 CLI_SRC := $(sort $(wildcard src/cli/*.c))
-TEST_SUPPORT_SRC := $(sort $(wildcard tests/support/*.c))
+SUPPORT_SRC := $(sort $(wildcard tests/support/*.c))
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
-LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
-CLI_OBJ := $(CLI_SRC:%.c=$(BUILD)/%.o)
-SUPPORT_OBJ := $(TEST_SUPPORT_SRC:%.c=$(BUILD)/%.o)
+FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+OBJ = $(patsubst %.c,$(BUILD)/%.o,$(1))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
+REPLAY_BIN := $(FUZZ_SRC:tests/fuzz/fuzz_%.c=$(BUILD)/fuzz/replay_%)
+C_FILES = $(shell git ls-files '*.c' '*.h')
 
-all: $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so $(BUILD)/taunet ## build the library and the program
+all: have-build $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so $(BUILD)/taunet ## build the library and the program
 
-$(BUILD)/libtaunet.a: $(LIB_OBJ)
+demo: need-build need-demo ## train a tau-ResNet-20 on Fashion-MNIST for two epochs
+	@$(MAKE) --no-print-directory all
+	$(BUILD)/taunet train --config bench/demo.toml --out $(DEMO_OUT) --overwrite
+
+test: need-build need-test ## build and run all tests
+	@$(MAKE) --no-print-directory all tests
+	@$(PYTHON) tests/run.py $(BUILD) $(TESTS)
+
+bench: all $(BUILD)/bench/loader ## throughput of training steps and of the data loader
+	@for model in resnet20 resnet110; do for variant in tau bn; do \
+	  $(BUILD)/taunet bench --model $$model --variant $$variant --steps 10 || exit 1; echo; done; done
+	@$(BUILD)/bench/loader
+
+bench-peers: need-peers ## compare throughput with PyTorch on this machine
+	@$(MAKE) --no-print-directory all
+	$(PYTHON) bench/peers/compare.py $(PEERS)
+
+test-interop: need-build need-interop ## exchange files with the Python package safetensors (uses PyPI)
+	@$(MAKE) --no-print-directory all $(BUILD)/interop/safetensors_copy
+	tests/interop/run.sh $(BUILD)/interop/safetensors_copy $(BUILD)/taunet
+
+asan: need-build need-test ## run all tests under the address and undefined-behaviour sanitizers
+	@$(MAKE) --no-print-directory BUILD=build-asan OPT=-O1 \
+	  SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer' test
+
+tsan: need-build need-test ## run the tests of what is threaded under the thread sanitizer
+	@$(MAKE) --no-print-directory BUILD=build-tsan OPT=-O1 SANITIZE=-fsanitize=thread \
+	  $(addprefix build-tsan/unit/,test_pool test_gradient_tree test_loader test_cpu_engine)
+	@for t in test_pool test_gradient_tree test_loader test_cpu_engine; do build-tsan/unit/$$t || exit 1; done
+
+fuzz: need-build need-fuzz ## fuzz every parser for FUZZ_SECONDS each
+	@for source in $(FUZZ_SRC); do \
+	  name=$$(basename $$source .c); name=$${name#fuzz_}; mkdir -p build-fuzz/$$name; \
+	  clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $(CPPFLAGS) -o build-fuzz/fuzz_$$name \
+	    $$source $(filter src/base/% src/io/% src/data/%,$(LIB_SRC)) -ljansson -lxxhash -lz -lpthread -lm || exit 1; \
+	  echo "== $$name"; build-fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 \
+	    -artifact_prefix=build-fuzz/$$name- build-fuzz/$$name tests/fuzz/corpus/$$name || exit 1; done
+
+lint: need-lint ## formatting, static analysis, the dependency law
+	clang-format --dry-run -Werror $(C_FILES)
+	$(PYTHON) tools/lint.py
+	cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr --enable=warning,portability \
+	  --suppress=missingIncludeSystem -Iinclude -Isrc -I. -DTN_VERSION='""' src examples bench
+
+format: need-lint ## reformat all C files
+	clang-format -i $(C_FILES)
+
+install: all ## install program, library, headers and pkg-config file under PREFIX
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include/taunet
+	install -m 755 $(BUILD)/taunet $(DESTDIR)$(PREFIX)/bin/
+	install -m 644 $(BUILD)/libtaunet.a $(DESTDIR)$(PREFIX)/lib/
+	install -m 755 $(BUILD)/libtaunet.so $(DESTDIR)$(PREFIX)/lib/libtaunet.so.0
+	ln -sf libtaunet.so.0 $(DESTDIR)$(PREFIX)/lib/libtaunet.so
+	install -m 644 include/taunet/*.h $(DESTDIR)$(PREFIX)/include/taunet/
+	printf 'prefix=%s\nName: taunet\nDescription: training engine for residual networks with scaled branches\nVersion: %s\nCflags: -I$${prefix}/include\nLibs: -L$${prefix}/lib -ltaunet\nLibs.private: -fopenmp $(LDLIBS)\n' \
+	  '$(PREFIX)' '$(VERSION)' > $(DESTDIR)$(PREFIX)/lib/pkgconfig/taunet.pc
+
+deps: ## install what building and testing need (Debian and Ubuntu)
+	@tools/deps install build test demo
+
+clean: ## remove all build folders
+	rm -rf $(BUILD) build-*
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+# need-SET installs what is missing, have-SET only says so.
+need-%:
+	@tools/deps check $* 2>/dev/null || tools/deps install $*
+have-%:
+	@tools/deps check $*
+
+tests: $(UNIT_BIN) $(REPLAY_BIN)
+
+$(BUILD)/libtaunet.a: $(call OBJ,$(LIB_SRC))
 	@rm -f $@
 	ar rcs $@ $^
-$(BUILD)/libtaunet.so: $(LIB_OBJ)
+$(BUILD)/libtaunet.so: $(call OBJ,$(LIB_SRC))
 	$(CC) -shared -Wl,-soname,libtaunet.so.0 -o $@ $^ $(LDFLAGS) $(LDLIBS)
-$(BUILD)/taunet: $(CLI_OBJ) $(BUILD)/libtaunet.a
+$(BUILD)/taunet: $(call OBJ,$(CLI_SRC)) $(BUILD)/libtaunet.a
 	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS)
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
-$(BUILD)/unit/%: $(BUILD)/tests/unit/%.o $(SUPPORT_OBJ) $(BUILD)/libtaunet.a
+$(BUILD)/unit/%: $(BUILD)/tests/unit/%.o $(call OBJ,$(SUPPORT_SRC)) $(BUILD)/libtaunet.a
 	@mkdir -p $(@D)
 	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS) -lcmocka
+$(BUILD)/fuzz/replay_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/replay.o $(BUILD)/libtaunet.a
+	@mkdir -p $(@D)
+	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS)
+$(BUILD)/interop/%: $(BUILD)/tests/interop/%.o $(BUILD)/libtaunet.a
+	@mkdir -p $(@D)
+	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS)
+$(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libtaunet.a
+	@mkdir -p $(@D)
+	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS)
 
-unit: $(UNIT_BIN) ## build and run the unit tests alone
-	@for t in $(UNIT_BIN); do echo "== $$t"; $$t || exit 1; done
-
-clean: ## remove the build
-	rm -rf $(BUILD) build-*
-help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
-
+.PRECIOUS: $(BUILD)/%.o
+.PHONY: all demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
-.PHONY: all unit clean help

@@ -1,8 +1,9 @@
-/* An engine runs a model on a device: it holds the weights and turns batches into losses, gradients and updates.
+/* An engine runs a model on a device: it holds the weights and turns batches into losses, gradients and
+ * updates.
  *
- * A batch is cut into chunks of a fixed number of images (it depends on the model and image size alone). Each chunk runs on
- * one thread, and the gradients of chunks are summed along one fixed binary tree, so results have the same bits for any
- * number of threads. One call at a time per engine. */
+ * A batch is cut into chunks of a fixed number of images (it depends on the model and image size alone). Each
+ * chunk runs on one thread, and the gradients of chunks are summed along one fixed binary tree, so results
+ * have the same bits for any number of threads. One call at a time per engine. */
 #ifndef TAUNET_ENGINE_H
 #define TAUNET_ENGINE_H
 
@@ -24,8 +25,8 @@ typedef struct tn_engine_config {
     bool training;      /* plan backward too; without it only tn_engine_eval works */
 } tn_engine_config;
 
-/* Plans the model and allocates all memory. The model must outlive the engine. Weights start at zero: initialise or set
- * them. Free with tn_engine_free. TN_ERR_MEMORY says what was asked for. */
+/* Plans the model and allocates all memory. The model must outlive the engine. Weights start at zero:
+ * initialise or set them. Free with tn_engine_free. TN_ERR_MEMORY says what was asked for. */
 tn_status tn_engine_create(const tn_model *model, const tn_engine_config *config, tn_engine **out);
 void tn_engine_free(tn_engine *engine);
 
@@ -34,18 +35,18 @@ tn_status tn_engine_initialise(tn_engine *engine, uint64_t seed);
 
 /* What one batch gave. */
 typedef struct tn_result {
-    double loss;    /* sum over rows of their losses; divide by rows for the mean */
+    double loss; /* sum over rows of their losses; divide by rows for the mean */
     int rows;
     int top1, top5; /* rows whose label scored highest, among the five highest */
 } tn_result;
 
-/* Forward and backward of one batch in training mode: computes the gradient of the mean loss and updates the running
- * statistics, not the weights. TN_ERR_DIVERGED names the layer where a value that is not finite first appeared;
- * the weights are then untouched. */
+/* Forward and backward of one batch in training mode: computes the gradient of the mean loss and updates the
+ * running statistics, not the weights. TN_ERR_DIVERGED names the layer where a value that is not finite first
+ * appeared; the weights are then untouched. */
 tn_status tn_engine_gradients(tn_engine *engine, const tn_batch *batch, tn_result *result);
 
-/* SGD with momentum on the gradients of the last batch: v = momentum v + g + weight_decay w, w -= lr v; scalar parameters
- * take lr * scalar_lr (models.md 1.4). */
+/* SGD with momentum on the gradients of the last batch: v = momentum v + g + weight_decay w, w -= lr v;
+ * scalar parameters take lr * scalar_lr (models.md 1.4). */
 typedef struct tn_sgd {
     double lr, momentum, weight_decay, scalar_lr;
 } tn_sgd;
@@ -54,8 +55,8 @@ tn_status tn_engine_update(tn_engine *engine, const tn_sgd *sgd);
 /* Forward only, with running statistics. logits: [rows][classes] or NULL. */
 tn_status tn_engine_eval(tn_engine *engine, const tn_batch *batch, tn_result *result, float *logits);
 
-/* Parameters by index, in the order in which the model lists them. `kind` selects values, gradients of the last batch, or
- * momentum; data are `count` floats in the parameter's shape. */
+/* Parameters by index, in the order in which the model lists them. `kind` selects values, gradients of the
+ * last batch, or momentum; data are `count` floats in the parameter's shape. */
 typedef enum tn_tensor_kind { TN_VALUES, TN_GRADIENTS, TN_MOMENTUM } tn_tensor_kind;
 typedef struct tn_parameter_info {
     const char *name; /* owned by the model */
@@ -77,10 +78,11 @@ typedef struct tn_norm_info {
 int tn_engine_norm_count(const tn_engine *engine);
 tn_norm_info tn_engine_norm(const tn_engine *engine, int index);
 tn_status tn_engine_get_norm(tn_engine *engine, int index, float *mean, float *var, int64_t *batches);
-tn_status tn_engine_set_norm(tn_engine *engine, int index, const float *mean, const float *var, int64_t batches);
+tn_status tn_engine_set_norm(tn_engine *engine, int index, const float *mean, const float *var,
+                             int64_t batches);
 
-/* Facts for summaries: bytes held, images per chunk, threads, the device in words, and the implementations that the
- * backend chose for a layer (forward, backward data, backward weights; "" where there is none). */
+/* Facts for summaries: bytes held, images per chunk, threads, the device in words, and the implementations
+ * that the backend chose for a layer (forward, backward data, backward weights; "" where there is none). */
 size_t tn_engine_bytes(const tn_engine *engine);
 int tn_engine_chunk_rows(const tn_engine *engine);
 int tn_engine_threads(const tn_engine *engine);
@@ -88,8 +90,8 @@ const char *tn_engine_device(const tn_engine *engine);
 const char *tn_engine_implementation(const tn_engine *engine, int layer, int which);
 const tn_model *tn_engine_model(const tn_engine *engine);
 
-/* Records a timeline from now on: what each worker does, and `begin`/`end` pairs added by the caller on its own row; writes
- * it as a Chrome trace. */
+/* Records a timeline from now on: what each worker does, and `begin`/`end` pairs added by the caller on its
+ * own row; writes it as a Chrome trace. */
 tn_status tn_engine_trace_start(tn_engine *engine);
 void tn_engine_trace_add(tn_engine *engine, const char *name, double start_seconds, double end_seconds);
 tn_status tn_engine_trace_write(tn_engine *engine, const char *path); /* and stops recording */

@@ -14,6 +14,7 @@ tn_status tn_backend_find(const char *device, const tn_backend_ops **ops, int *n
         return TN_OK;
     }
     if (!strncmp(device, "cuda", 4) && (device[4] == 0 || device[4] == ':'))
-        return tn_fail(TN_ERR_DEVICE, "--device %s: this build of taunet has no CUDA backend; use --device cpu", device);
+        return tn_fail(TN_ERR_DEVICE,
+                       "--device %s: this build of taunet has no CUDA backend; use --device cpu", device);
     return tn_fail(TN_ERR_USAGE, "--device %s: unknown device; use auto, cpu, cuda or cuda:N", device);
 }

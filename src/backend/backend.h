@@ -1,10 +1,10 @@
-/* What a device must be able to do: a table of typed functions for memory, for flat parameter buffers and for each kind of
- * node. A backend plans a node once for a fixed chunk of rows and then executes it on any worker; it knows nothing of
- * graphs, schedules or training.
+/* What a device must be able to do: a table of typed functions for memory, for flat parameter buffers and for
+ * each kind of node. A backend plans a node once for a fixed chunk of rows and then executes it on any
+ * worker; it knows nothing of graphs, schedules or training.
  *
- * A chunk is a fixed number of images that goes through a node together. All activations are NHWC float32. Rows of a chunk
- * at and beyond args.rows are padding: their activations are finite, their gradients zero, and they take no part in any
- * statistic. */
+ * A chunk is a fixed number of images that goes through a node together. All activations are NHWC float32.
+ * Rows of a chunk at and beyond args.rows are padding: their activations are finite, their gradients zero,
+ * and they take no part in any statistic. */
 #ifndef TN_BACKEND_BACKEND_H
 #define TN_BACKEND_BACKEND_H
 
@@ -24,8 +24,9 @@ typedef struct tn_args {
     float *y;                      /* output */
     const float *dy[TN_PARTS_MAX]; /* dL/dy is the sum of these */
     int dy_count;
-    float *dz; /* gradient before the activation: always the buffer of dy[0], which may be overwritten */
-    float *dx; /* gradient of the input; NULL when nobody needs it. Overwritten; may be dz for norm, else distinct. */
+    float *dz;      /* gradient before the activation: always the buffer of dy[0], which may be overwritten */
+    float *dx;      /* gradient of the input; NULL when nobody needs it. Overwritten; may be dz for norm, else
+                       distinct. */
     float *grad;    /* grad_floats of this node's own gradients for this chunk; overwritten */
     void *scratch;  /* tn_plan.scratch_bytes */
     int *nonfinite; /* set to 1 when a value that is not finite was seen in y */
@@ -33,16 +34,16 @@ typedef struct tn_args {
     const float *targets, *row_weights; /* [rows][classes], [rows] */
     float *row_loss;                    /* [rows], not weighted */
     const int *labels;                  /* [rows] */
-    int *row_rank; /* [rows]: how many classes scored higher than the label */
+    int *row_rank;                      /* [rows]: how many classes scored higher than the label */
 } tn_args;
 
 /* A node planned on a backend: the head of each backend's own structure. */
 typedef struct tn_plan {
     const tn_model *model;
     const tn_node *node;
-    size_t grad_floats;   /* of args.grad */
-    size_t scratch_bytes; /* of args.scratch */
-    size_t bytes;         /* memory held by the plan itself: packed weights, statistics */
+    size_t grad_floats;         /* of args.grad */
+    size_t scratch_bytes;       /* of args.scratch */
+    size_t bytes;               /* memory held by the plan itself: packed weights, statistics */
     char implementation[3][48]; /* forward, backward data, backward weights; "" where there is none */
 } tn_plan;
 
@@ -54,20 +55,23 @@ typedef struct tn_flat {
 } tn_flat;
 
 typedef struct tn_node_ops {
-    /* Plans `node` for chunks of chunk_rows images, `chunks` of them at most (norms keep statistics for each). */
-    tn_status (*plan)(tn_backend *backend, const tn_model *model, int node, int chunk_rows, int chunks, bool training,
-                      tn_plan **out);
+    /* Plans `node` for chunks of chunk_rows images, `chunks` of them at most (norms keep statistics for
+     * each). */
+    tn_status (*plan)(tn_backend *backend, const tn_model *model, int node, int chunk_rows, int chunks,
+                      bool training, tn_plan **out);
     void (*free)(tn_plan *plan);
     /* y from x and r. For norm: with the statistics of the last merge or load. */
     tn_status (*forward)(tn_plan *plan, const tn_args *args);
-    /* dz (unless norm, whose `reduce` made it), dx and grad from x, y and dy. For loss: dx, row_loss and row_rank. */
+    /* dz (unless norm, whose `reduce` made it), dx and grad from x, y and dy. For loss: dx, row_loss and
+     * row_rank. */
     tn_status (*backward)(tn_plan *plan, const tn_args *args);
 
     /* norm only: sums of one chunk of x, ... */
     tn_status (*statistics)(tn_plan *plan, const tn_args *args);
-    /* ... merged in chunk order into mean and variance; updates the running ones in `flat`. Returns false in *finite
-     * when one is not. `total_rows` counts the rows of all chunks. */
-    tn_status (*merge_statistics)(tn_plan *plan, int chunks, int total_rows, const tn_flat *flat, bool *finite);
+    /* ... merged in chunk order into mean and variance; updates the running ones in `flat`. Returns false in
+     * *finite when one is not. `total_rows` counts the rows of all chunks. */
+    tn_status (*merge_statistics)(tn_plan *plan, int chunks, int total_rows, const tn_flat *flat,
+                                  bool *finite);
     /* Makes dz from dy and y, and the sums of one chunk that backward needs, ... */
     tn_status (*reduce)(tn_plan *plan, const tn_args *args);
     /* ... merged in chunk order; writes the gradients of gamma and beta to flat.grads. */
@@ -75,8 +79,8 @@ typedef struct tn_node_ops {
     /* Takes running means and variances for evaluation. */
     tn_status (*load_statistics)(tn_plan *plan, const tn_flat *flat);
 
-    /* Packs the parameters a node computes with (scaled by s) after an update; *finite becomes false when a value is
-     * not. May run on any worker. */
+    /* Packs the parameters a node computes with (scaled by s) after an update; *finite becomes false when a
+     * value is not. May run on any worker. */
     tn_status (*pack)(tn_plan *plan, int worker, const tn_flat *flat, bool *finite);
     /* Unpacks a summed gradient buffer into flat.grads (as dL/d(sW)) and flat.sums. */
     tn_status (*collect)(tn_plan *plan, int worker, const float *grad, const tn_flat *flat);
@@ -102,8 +106,8 @@ typedef struct tn_backend_ops {
     /* to[i] += from[i] */
     void (*add)(tn_backend *backend, float *to, const float *from, size_t count);
     /* v = momentum v + g + decay w; w -= lr v (models.md 1.4) */
-    void (*sgd)(tn_backend *backend, float *values, const float *grads, float *momentum, size_t count, float lr, float mu,
-                float decay);
+    void (*sgd)(tn_backend *backend, float *values, const float *grads, float *momentum, size_t count,
+                float lr, float mu, float decay);
     const tn_node_ops *nodes[TN_NODE_KINDS];
 } tn_backend_ops;
 
@@ -112,7 +116,8 @@ struct tn_backend {
     int workers;
 };
 
-/* The registry: resolves a --device value ("auto", "cpu", "cuda", "cuda:N") to a table and a device number. */
+/* The registry: resolves a --device value ("auto", "cpu", "cuda", "cuda:N") to a table and a device number.
+ */
 tn_status tn_backend_find(const char *device, const tn_backend_ops **ops, int *number);
 
 #endif

@@ -40,6 +40,7 @@ tn_status tn_fail_prefix(tn_status status, const char *format, ...) {
 }
 
 void tn_assert_failed(const char *what, const char *file, int line) {
-    fprintf(stderr, "taunet: internal error: '%s' does not hold at %s:%d; please report it\n", what, file, line);
+    fprintf(stderr, "taunet: internal error: '%s' does not hold at %s:%d; please report it\n", what, file,
+            line);
     abort();
 }

@@ -56,7 +56,8 @@ static double rate(float (*chains)(float), double operations, double seconds) {
 double tn_fma_peak(double seconds) {
 #if defined(__x86_64__)
     double narrow = 0, wide = 0;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) narrow = rate(chains_256, 12 * 16, seconds / 2);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        narrow = rate(chains_256, 12 * 16, seconds / 2);
     if (__builtin_cpu_supports("avx512f")) wide = rate(chains_512, 12 * 32, seconds / 2);
     if (wide > narrow) return wide;
     if (narrow > 0) return narrow;

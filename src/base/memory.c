@@ -38,8 +38,9 @@ tn_status tn_alloc(void *out, size_t count, size_t size, const char *what) {
     size_t whole = (bytes + 2 * ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     unsigned char *block = planned_failure() ? NULL : aligned_alloc(ALIGNMENT, whole);
     if (!block)
-        return tn_fail(TN_ERR_MEMORY, "%s: out of memory: asked for %.1f MiB with %.1f MiB in use; "
-                                      "use a smaller --micro-batch or fewer --threads",
+        return tn_fail(TN_ERR_MEMORY,
+                       "%s: out of memory: asked for %.1f MiB with %.1f MiB in use; "
+                       "use a smaller --micro-batch or fewer --threads",
                        what, (double)bytes / 1048576.0, (double)atomic_load(&in_use) / 1048576.0);
     memset(block, 0, whole);
     ((header *)(void *)block)->bytes = bytes;

@@ -23,9 +23,8 @@ void tn_philox(const uint32_t in[4], const uint32_t key[2], uint32_t out[4]) {
 }
 
 tn_rng tn_rng_open(uint64_t seed, tn_purpose purpose, uint32_t a, uint32_t b) {
-    tn_rng rng = {.counter = {0, b, a, (uint32_t)purpose},
-                  .key = {(uint32_t)seed, (uint32_t)(seed >> 32)},
-                  .used = 4};
+    tn_rng rng = {
+        .counter = {0, b, a, (uint32_t)purpose}, .key = {(uint32_t)seed, (uint32_t)(seed >> 32)}, .used = 4};
     return rng;
 }
 

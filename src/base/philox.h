@@ -1,6 +1,6 @@
-/* Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011), the only
- * source of randomness. Streams are keyed, never shared: a number is a pure function of (seed, purpose, a, b)
- * and its index, so results do not depend on threads, workers, ranks or on where a run was resumed. */
+/* Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011), the
+ * only source of randomness. Streams are keyed, never shared: a number is a pure function of (seed, purpose,
+ * a, b) and its index, so results do not depend on threads, workers, ranks or on where a run was resumed. */
 #ifndef TN_BASE_PHILOX_H
 #define TN_BASE_PHILOX_H
 
@@ -8,10 +8,10 @@
 
 /* What a stream is for; part of its key. The numbers are part of the file format of runs: never renumber. */
 typedef enum tn_purpose {
-    TN_RNG_INIT = 1,    /* a = parameter index */
-    TN_RNG_SHUFFLE = 2, /* a = epoch */
-    TN_RNG_AUGMENT = 3, /* a = epoch, b = sample */
-    TN_RNG_MIXUP = 4,   /* a = epoch, b = batch */
+    TN_RNG_INIT = 1,     /* a = parameter index */
+    TN_RNG_SHUFFLE = 2,  /* a = epoch */
+    TN_RNG_AUGMENT = 3,  /* a = epoch, b = sample */
+    TN_RNG_MIXUP = 4,    /* a = epoch, b = batch */
     TN_RNG_SYNTHETIC = 5 /* a = sample */
 } tn_purpose;
 

@@ -81,7 +81,8 @@ static tn_status start_worker(tn_pool *pool, int worker) {
     int error = pthread_create(&pool->threads[worker], NULL, worker_main, start);
     if (error) {
         tn_free(start);
-        return tn_fail(TN_ERR_MEMORY, "cannot start worker thread %d (error %d); use fewer --threads", worker, error);
+        return tn_fail(TN_ERR_MEMORY, "cannot start worker thread %d (error %d); use fewer --threads", worker,
+                       error);
     }
     pool->started++;
     return TN_OK;

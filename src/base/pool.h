@@ -1,7 +1,7 @@
 /* A pool of worker threads that runs the iterations of a loop.
  *
- * Iterations are handed out in increasing order, so a worker that takes index i knows that all smaller ones have been
- * taken. Which worker runs which index is not fixed: results must not depend on it. */
+ * Iterations are handed out in increasing order, so a worker that takes index i knows that all smaller ones
+ * have been taken. Which worker runs which index is not fixed: results must not depend on it. */
 #ifndef TN_BASE_POOL_H
 #define TN_BASE_POOL_H
 
@@ -9,7 +9,8 @@
 
 typedef struct tn_pool tn_pool;
 
-/* Body of a loop: iteration `index` on worker `worker` (0 .. threads-1; two bodies never share a worker at a time). */
+/* Body of a loop: iteration `index` on worker `worker` (0 .. threads-1; two bodies never share a worker at a
+ * time). */
 typedef tn_status (*tn_pool_body)(void *context, int index, int worker);
 
 /* Starts `threads` threads (>= 1); each calls on_start (may be NULL) first. Free with tn_pool_free. */
@@ -17,8 +18,8 @@ tn_status tn_pool_create(int threads, void (*on_start)(void), tn_pool **out);
 void tn_pool_free(tn_pool *pool);
 int tn_pool_threads(const tn_pool *pool);
 
-/* Runs body for 0 .. count-1 and waits for all. After a failure no further iteration starts; the failure with the smallest
- * index is returned with its message on the calling thread. One caller at a time. */
+/* Runs body for 0 .. count-1 and waits for all. After a failure no further iteration starts; the failure with
+ * the smallest index is returned with its message on the calling thread. One caller at a time. */
 tn_status tn_pool_run(tn_pool *pool, int count, tn_pool_body body, void *context);
 
 /* Processors this process may run on. */

@@ -1,4 +1,5 @@
-/* What an engine does with a batch: chunks to workers, gradients through the tree, statistics between segments. */
+/* What an engine does with a batch: chunks to workers, gradients through the tree, statistics between
+ * segments. */
 #include <math.h>
 #include <string.h>
 
@@ -107,15 +108,19 @@ static tn_status run_chunk(void *context, int index, int worker) {
 static tn_status begin_batch(tn_engine *e, const tn_batch *b) {
     const tn_shape in = e->model->tensors[0].shape;
     if (b->rows < 1 || b->rows > e->config.max_batch)
-        return tn_fail(TN_ERR_USAGE, "a batch of %d rows for an engine made for 1 to %d", b->rows, e->config.max_batch);
-    if (b->channels != in.channels || b->height != in.height || b->width != in.width || b->classes != e->model->classes)
-        return tn_fail(TN_ERR_USAGE, "a batch of %dx%dx%d images and %d classes for a model of %dx%dx%d and %d",
+        return tn_fail(TN_ERR_USAGE, "a batch of %d rows for an engine made for 1 to %d", b->rows,
+                       e->config.max_batch);
+    if (b->channels != in.channels || b->height != in.height || b->width != in.width ||
+        b->classes != e->model->classes)
+        return tn_fail(TN_ERR_USAGE,
+                       "a batch of %dx%dx%d images and %d classes for a model of %dx%dx%d and %d",
                        b->channels, b->height, b->width, b->classes, in.channels, in.height, in.width,
                        e->model->classes);
     int chunk_rows = e->config.micro_batch, rest = b->rows % chunk_rows;
     size_t image = (size_t)in.channels * (size_t)in.height * (size_t)in.width;
     if (rest) {
-        memcpy(e->staging, b->images + (size_t)(b->rows - rest) * image, (size_t)rest * image * sizeof(float));
+        memcpy(e->staging, b->images + (size_t)(b->rows - rest) * image,
+               (size_t)rest * image * sizeof(float));
         memset(e->staging + (size_t)rest * image, 0, (size_t)(chunk_rows - rest) * image * sizeof(float));
     }
     for (int i = 0; i < b->rows; i++) e->row_weights[i] = b->weights ? b->weights[i] : (float)(1.0 / b->rows);
@@ -143,7 +148,8 @@ static tn_status fail_if_nonfinite(const tn_engine *e) {
     for (int i = 0; i < nodes; i++)
         for (int w = 0; w < e->config.threads; w++)
             if (e->nonfinite[w * (nodes + 1) + i])
-                return tn_fail(TN_ERR_DIVERGED, "a value that is not finite first appeared in the output of layer %s",
+                return tn_fail(TN_ERR_DIVERGED,
+                               "a value that is not finite first appeared in the output of layer %s",
                                e->model->nodes[i].name);
     return TN_OK;
 }
@@ -220,7 +226,8 @@ static tn_status finish_gradients(tn_engine *e) {
     scalar_gradients(e);
     for (int i = e->model->node_count - 1; i >= 0; i--)
         if (!e->node_finite[i])
-            return tn_fail(TN_ERR_DIVERGED, "a value that is not finite first appeared in the gradient of layer %s",
+            return tn_fail(TN_ERR_DIVERGED,
+                           "a value that is not finite first appeared in the gradient of layer %s",
                            e->model->nodes[i].name);
     return TN_OK;
 }
@@ -253,12 +260,13 @@ static tn_status update_piece(void *context, int index, int worker) {
     const tn_model *m = e->model;
     bool scalars = index >= run->pieces;
     size_t first = scalars ? m->weight_floats : 0, last = scalars ? m->param_floats : m->weight_floats;
-    size_t piece = (size_t)(index % run->pieces), width = (last - first + (size_t)run->pieces - 1) / (size_t)run->pieces;
+    size_t piece = (size_t)(index % run->pieces),
+           width = (last - first + (size_t)run->pieces - 1) / (size_t)run->pieces;
     size_t from = first + piece * width, to = from + width < last ? from + width : last;
     if (from >= to) return TN_OK;
     double start = tn_now(), lr = run->sgd->lr * (scalars ? run->sgd->scalar_lr : 1.0);
-    e->backend->ops->sgd(e->backend, e->flat.values + from, e->flat.grads + from, e->flat.momentum + from, to - from,
-                         (float)lr, (float)run->sgd->momentum, (float)run->sgd->weight_decay);
+    e->backend->ops->sgd(e->backend, e->flat.values + from, e->flat.grads + from, e->flat.momentum + from,
+                         to - from, (float)lr, (float)run->sgd->momentum, (float)run->sgd->weight_decay);
     trace_add(e, worker, "sgd", "update", start);
     return TN_OK;
 }

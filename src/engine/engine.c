@@ -74,7 +74,8 @@ static tn_status open_device(tn_engine *e) {
 
 static tn_status create(tn_engine *e) {
     tn_engine_config *c = &e->config;
-    if (c->max_batch < 1) return tn_fail(TN_ERR_USAGE, "an engine needs max_batch >= 1, not %d", c->max_batch);
+    if (c->max_batch < 1)
+        return tn_fail(TN_ERR_USAGE, "an engine needs max_batch >= 1, not %d", c->max_batch);
     if (c->threads < 1) c->threads = tn_processor_count();
     if (c->micro_batch < 1) c->micro_batch = default_chunk_rows(e->model);
     e->chunks = (c->max_batch + c->micro_batch - 1) / c->micro_batch;
@@ -136,7 +137,8 @@ tn_status tn_engine_initialise(tn_engine *e, uint64_t seed) {
     tn_model_initialise(m, seed, host, host + m->param_floats);
     tn_status status = ops->upload(e->backend, e->flat.values, host, m->param_floats * sizeof(float));
     if (status == TN_OK)
-        status = ops->upload(e->backend, e->flat.state, host + m->param_floats, m->state_floats * sizeof(float));
+        status =
+            ops->upload(e->backend, e->flat.state, host + m->param_floats, m->state_floats * sizeof(float));
     memset(host, 0, m->param_floats * sizeof(float));
     if (status == TN_OK && e->flat.momentum)
         status = ops->upload(e->backend, e->flat.momentum, host, m->param_floats * sizeof(float));
@@ -167,14 +169,17 @@ int tn_engine_find_parameter(const tn_engine *e, const char *name) {
 }
 
 static float *flat_of(const tn_engine *e, tn_tensor_kind kind, int parameter) {
-    float *base = kind == TN_VALUES ? e->flat.values : kind == TN_GRADIENTS ? e->flat.grads : e->flat.momentum;
+    float *base = kind == TN_VALUES      ? e->flat.values
+                  : kind == TN_GRADIENTS ? e->flat.grads
+                                         : e->flat.momentum;
     return base ? base + e->model->params[parameter].offset : NULL;
 }
 
 tn_status tn_engine_get(tn_engine *e, tn_tensor_kind kind, int parameter, float *data) {
     const float *from = flat_of(e, kind, parameter);
     if (!from) return tn_fail(TN_ERR_USAGE, "this engine was not made for training: it has no gradients");
-    return e->backend->ops->download(e->backend, data, from, e->model->params[parameter].count * sizeof(float));
+    return e->backend->ops->download(e->backend, data, from,
+                                     e->model->params[parameter].count * sizeof(float));
 }
 
 tn_status tn_engine_set(tn_engine *e, tn_tensor_kind kind, int parameter, const float *data) {

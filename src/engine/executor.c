@@ -32,7 +32,8 @@ static tn_status plan_nodes(tn_executor *e, size_t *grad_floats, size_t *scratch
 
 static tn_status allocate(tn_executor *e, size_t scratch_bytes) {
     tn_backend *b = e->backend;
-    size_t worker = e->eval.worker_floats > e->train.worker_floats ? e->eval.worker_floats : e->train.worker_floats;
+    size_t worker =
+        e->eval.worker_floats > e->train.worker_floats ? e->eval.worker_floats : e->train.worker_floats;
     TN_TRY(tn_alloc(&e->worker_arenas, (size_t)e->config.workers, sizeof(float *), "executor"));
     TN_TRY(tn_alloc(&e->scratch, (size_t)e->config.workers, sizeof(void *), "executor"));
     TN_TRY(tn_alloc(&e->chunk_arenas, (size_t)e->config.chunks, sizeof(float *), "executor"));
@@ -68,7 +69,8 @@ tn_status tn_executor_create(const tn_model *model, tn_backend *backend, const t
     e->backend = backend;
     e->config = *config;
     tn_status status = tn_alloc(&e->plans, (size_t)model->node_count, sizeof *e->plans, "executor");
-    if (status == TN_OK) status = tn_alloc(&grad_floats, (size_t)model->node_count, sizeof(size_t), "executor");
+    if (status == TN_OK)
+        status = tn_alloc(&grad_floats, (size_t)model->node_count, sizeof(size_t), "executor");
     if (status == TN_OK) status = create(e, grad_floats);
     tn_free(grad_floats);
     if (status != TN_OK) {
@@ -126,7 +128,8 @@ typedef struct frame {
 static float *address(const frame *f, int buffer) {
     if (buffer < 0) return NULL;
     const tn_buffer *b = &f->program->buffers[buffer];
-    return (b->per_chunk ? f->executor->chunk_arenas[f->chunk->index] : f->executor->worker_arenas[f->worker]) +
+    return (b->per_chunk ? f->executor->chunk_arenas[f->chunk->index]
+                         : f->executor->worker_arenas[f->worker]) +
            b->offset;
 }
 
@@ -158,10 +161,14 @@ static tn_status run_step(const frame *f, const tn_step *step, int *nonfinite) {
                     .row_rank = chunk->row_rank};
     for (int i = 0; i < step->dy_count; i++) args.dy[i] = address(f, step->dy[i]);
     switch (step->kind) {
-    case TN_STEP_FORWARD: return ops->forward(plan, &args);
-    case TN_STEP_STATISTICS: return ops->statistics(plan, &args);
-    case TN_STEP_REDUCE: return ops->reduce(plan, &args);
-    case TN_STEP_BACKWARD: return ops->backward(plan, &args);
+    case TN_STEP_FORWARD:
+        return ops->forward(plan, &args);
+    case TN_STEP_STATISTICS:
+        return ops->statistics(plan, &args);
+    case TN_STEP_REDUCE:
+        return ops->reduce(plan, &args);
+    case TN_STEP_BACKWARD:
+        return ops->backward(plan, &args);
     }
     return TN_OK;
 }
@@ -176,12 +183,14 @@ tn_status tn_executor_run(tn_executor *e, bool training, int segment, const tn_c
         double start = trace ? tn_now() : 0;
         TN_TRY(run_step(&f, step, nonfinite));
         if (trace)
-            tn_trace_add(trace, worker, e->model->nodes[step->node].name, categories[step->kind], start, tn_now());
+            tn_trace_add(trace, worker, e->model->nodes[step->node].name, categories[step->kind], start,
+                         tn_now());
     }
     return TN_OK;
 }
 
-tn_status tn_executor_merge(tn_executor *e, int segment, int chunks, int rows, const tn_flat *flat, bool *finite) {
+tn_status tn_executor_merge(tn_executor *e, int segment, int chunks, int rows, const tn_flat *flat,
+                            bool *finite) {
     const tn_segment *s = &e->train.segments[segment];
     *finite = true;
     if (s->merge == TN_MERGE_NONE) return TN_OK;

@@ -1,6 +1,7 @@
-/* One model planned on one backend for chunks of a fixed number of rows: plans, packed parameters, activations and
- * gradients. Runs segments of a program for one chunk on one worker; knows no batches, optimizers or loops over chunks.
- * What must be merged over chunks (batch-norm statistics) or summed (gradients) is left to the caller between segments. */
+/* One model planned on one backend for chunks of a fixed number of rows: plans, packed parameters,
+ * activations and gradients. Runs segments of a program for one chunk on one worker; knows no batches,
+ * optimizers or loops over chunks. What must be merged over chunks (batch-norm statistics) or summed
+ * (gradients) is left to the caller between segments. */
 #ifndef TN_ENGINE_EXECUTOR_H
 #define TN_ENGINE_EXECUTOR_H
 
@@ -34,14 +35,15 @@ typedef struct tn_chunk {
 const tn_program *tn_executor_program(const tn_executor *executor, bool training);
 
 /* Runs one segment for one chunk. nonfinite[node] is set to 1 where a value that is not finite appeared. */
-tn_status tn_executor_run(tn_executor *executor, bool training, int segment, const tn_chunk *chunk, int worker,
-                          int *nonfinite, tn_trace *trace);
+tn_status tn_executor_run(tn_executor *executor, bool training, int segment, const tn_chunk *chunk,
+                          int worker, int *nonfinite, tn_trace *trace);
 
 /* Merges what follows a segment. *finite: whether the merged statistics were. */
-tn_status tn_executor_merge(tn_executor *executor, int segment, int chunks, int rows, const tn_flat *flat, bool *finite);
+tn_status tn_executor_merge(tn_executor *executor, int segment, int chunks, int rows, const tn_flat *flat,
+                            bool *finite);
 
-/* Logits of a chunk after the last segment of the evaluation program, [chunk_rows][classes]. Valid until the worker's
- * next chunk. */
+/* Logits of a chunk after the last segment of the evaluation program, [chunk_rows][classes]. Valid until the
+ * worker's next chunk. */
 const float *tn_executor_logits(const tn_executor *executor, int worker);
 
 tn_plan *tn_executor_plan(const tn_executor *executor, int node);

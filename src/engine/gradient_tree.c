@@ -20,8 +20,9 @@ struct tn_gradient_tree {
 
 #define WORKERS_MAX 256
 
-/* Dynamic programming over the height of a full subtree. done[m]: most sums that can be parked in it with m chunks still in
- * work and all others finished; front[m]: the same when everything from some leaf on has not been started. */
+/* Dynamic programming over the height of a full subtree. done[m]: most sums that can be parked in it with m
+ * chunks still in work and all others finished; front[m]: the same when everything from some leaf on has not
+ * been started. */
 int tn_gradient_tree_buffers(int chunks, int workers) {
     int done[WORKERS_MAX] = {1}, front[WORKERS_MAX] = {0};
     /* The last chunk taken is in work and stands at the frontier; the others may be anywhere before it. */
@@ -61,8 +62,10 @@ tn_status tn_gradient_tree_create(tn_backend *backend, int chunks, int workers, 
     }
     t->buffer_count = tn_gradient_tree_buffers(chunks, workers);
     tn_status status = tn_alloc(&t->parked, (size_t)rows, sizeof(float *), "gradients");
-    if (status == TN_OK) status = tn_alloc(&t->buffers, (size_t)t->buffer_count, sizeof(float *), "gradients");
-    if (status == TN_OK) status = tn_alloc(&t->free_buffers, (size_t)t->buffer_count, sizeof(float *), "gradients");
+    if (status == TN_OK)
+        status = tn_alloc(&t->buffers, (size_t)t->buffer_count, sizeof(float *), "gradients");
+    if (status == TN_OK)
+        status = tn_alloc(&t->free_buffers, (size_t)t->buffer_count, sizeof(float *), "gradients");
     for (int i = 0; status == TN_OK && i < t->buffer_count; i++)
         status = backend->ops->alloc(backend, &t->buffers[i], floats * sizeof(float), "gradients of a chunk");
     if (status != TN_OK) {

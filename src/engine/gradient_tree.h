@@ -1,9 +1,9 @@
 /* Sums the gradient buffers of chunks along one fixed binary tree over chunk indices.
  *
- * A worker that has finished a chunk brings its buffer to the tree and climbs: where the sibling subtree is not finished it
- * leaves the buffer and goes, where it is it adds the two and climbs on. Which worker adds does not matter, as a + b
- * has the bits of b + a. The sum is therefore the same for any number of workers, and for ranks that own aligned
- * subtrees. */
+ * A worker that has finished a chunk brings its buffer to the tree and climbs: where the sibling subtree is
+ * not finished it leaves the buffer and goes, where it is it adds the two and climbs on. Which worker adds
+ * does not matter, as a + b has the bits of b + a. The sum is therefore the same for any number of workers,
+ * and for ranks that own aligned subtrees. */
 #ifndef TN_ENGINE_GRADIENT_TREE_H
 #define TN_ENGINE_GRADIENT_TREE_H
 
@@ -11,9 +11,10 @@
 
 typedef struct tn_gradient_tree tn_gradient_tree;
 
-/* For at most `chunks` chunks of `floats` floats and `workers` workers. All buffers are allocated here: as many as can be
- * in use at once in the worst order of events. */
-tn_status tn_gradient_tree_create(tn_backend *backend, int chunks, int workers, size_t floats, tn_gradient_tree **out);
+/* For at most `chunks` chunks of `floats` floats and `workers` workers. All buffers are allocated here: as
+ * many as can be in use at once in the worst order of events. */
+tn_status tn_gradient_tree_create(tn_backend *backend, int chunks, int workers, size_t floats,
+                                  tn_gradient_tree **out);
 void tn_gradient_tree_free(tn_gradient_tree *tree);
 
 /* Starts a sum over chunks 0 .. chunks-1 of which the first `floats` floats count. */

@@ -8,8 +8,8 @@
 /* Buffers start on a cache line. */
 #define ALIGN_FLOATS 16
 
-/* Gradients that flow into one tensor, as buffers. Each buffer is in one list at a time, so whoever consumes the list may
- * overwrite them. */
+/* Gradients that flow into one tensor, as buffers. Each buffer is in one list at a time, so whoever consumes
+ * the list may overwrite them. */
 typedef struct parts {
     int buffers[TN_PARTS_MAX], count;
 } parts;
@@ -33,7 +33,8 @@ static size_t tensor_floats(const compiler *c, int tensor) {
 
 static tn_status new_buffer(compiler *c, int tensor, int *out) {
     tn_program *p = c->program;
-    TN_TRY(tn_grow(&p->buffers, &p->buffer_capacity, (size_t)p->buffer_count + 1, sizeof *p->buffers, "program"));
+    TN_TRY(tn_grow(&p->buffers, &p->buffer_capacity, (size_t)p->buffer_count + 1, sizeof *p->buffers,
+                   "program"));
     p->buffers[p->buffer_count] =
         (tn_buffer){.floats = tensor_floats(c, tensor), .first = p->step_count, .last = p->step_count};
     *out = p->buffer_count++;
@@ -64,7 +65,8 @@ static tn_status emit(compiler *c, tn_step step) {
 
 static tn_status end_segment(compiler *c, tn_merge merge, int node) {
     tn_program *p = c->program;
-    TN_TRY(tn_grow(&p->segments, &p->segment_capacity, (size_t)p->segment_count + 1, sizeof *p->segments, "program"));
+    TN_TRY(tn_grow(&p->segments, &p->segment_capacity, (size_t)p->segment_count + 1, sizeof *p->segments,
+                   "program"));
     p->segments[p->segment_count++] = (tn_segment){.first = c->segment_first,
                                                    .count = p->step_count - c->segment_first,
                                                    .merge = merge,
@@ -134,7 +136,8 @@ static tn_status add_part(compiler *c, int tensor, int buffer) {
 
 static tn_status backward(compiler *c, int index) {
     const tn_node *node = &c->model->nodes[index];
-    bool matrix = node->kind == TN_NODE_CONV || node->kind == TN_NODE_LINEAR, norm = node->kind == TN_NODE_NORM;
+    bool matrix = node->kind == TN_NODE_CONV || node->kind == TN_NODE_LINEAR,
+         norm = node->kind == TN_NODE_NORM;
     const parts *dy = &c->gradients[node->output];
     if (dy->count == 0) return TN_OK; /* nothing depends on this node */
     tn_step step = step_init(norm ? TN_STEP_REDUCE : TN_STEP_BACKWARD, index);
@@ -208,8 +211,8 @@ static int larger_first(const void *a, const void *b) {
     return x->buffer - y->buffer;
 }
 
-/* Greedy by size: each buffer takes the lowest gap among those already placed that are alive at the same time. `placed` is
- * kept sorted by offset. Returns the size of the arena. */
+/* Greedy by size: each buffer takes the lowest gap among those already placed that are alive at the same
+ * time. `placed` is kept sorted by offset. Returns the size of the arena. */
 static size_t place(placement *todo, int count, placement *placed) {
     size_t total = 0;
     qsort(todo, (size_t)count, sizeof *todo, larger_first);
@@ -256,9 +259,12 @@ static tn_status place_buffers(tn_program *p) {
 tn_status tn_program_compile(const tn_model *model, int rows, bool training, const size_t *grad_floats,
                              tn_program *out) {
     memset(out, 0, sizeof *out);
-    compiler c = {.model = model, .grad_floats = grad_floats, .rows = rows, .training = training, .program = out};
-    tn_status status = tn_alloc(&c.activations, (size_t)model->tensor_count, sizeof *c.activations, "program");
-    if (status == TN_OK) status = tn_alloc(&c.gradients, (size_t)model->tensor_count, sizeof *c.gradients, "program");
+    compiler c = {
+        .model = model, .grad_floats = grad_floats, .rows = rows, .training = training, .program = out};
+    tn_status status =
+        tn_alloc(&c.activations, (size_t)model->tensor_count, sizeof *c.activations, "program");
+    if (status == TN_OK)
+        status = tn_alloc(&c.gradients, (size_t)model->tensor_count, sizeof *c.gradients, "program");
     if (status == TN_OK) status = compile_steps(&c);
     if (status == TN_OK) status = place_buffers(out);
     tn_free(c.activations);

@@ -1,17 +1,24 @@
 /* A model compiled into a straight list of steps over planned buffers, for one chunk.
  *
- * The list is cut into segments. Within a segment a chunk needs nothing from other chunks; between segments the statistics
- * of one norm node are merged over all chunks. Without batch normalisation a whole training step is a single segment.
+ * The list is cut into segments. Within a segment a chunk needs nothing from other chunks; between segments
+ * the statistics of one norm node are merged over all chunks. Without batch normalisation a whole training
+ * step is a single segment.
  *
- * Every buffer has a lifetime in steps. Buffers that live within one segment are placed in an arena that each worker owns,
- * those that cross a boundary in an arena that each chunk owns; buffers that are never alive together share memory.
- * Outputs of norm nodes without a residual are not kept for backward but computed again from their input. */
+ * Every buffer has a lifetime in steps. Buffers that live within one segment are placed in an arena that each
+ * worker owns, those that cross a boundary in an arena that each chunk owns; buffers that are never alive
+ * together share memory. Outputs of norm nodes without a residual are not kept for backward but computed
+ * again from their input. */
 #ifndef TN_ENGINE_PROGRAM_H
 #define TN_ENGINE_PROGRAM_H
 
 #include "backend/backend.h"
 
-typedef enum tn_step_kind { TN_STEP_FORWARD, TN_STEP_STATISTICS, TN_STEP_REDUCE, TN_STEP_BACKWARD } tn_step_kind;
+typedef enum tn_step_kind {
+    TN_STEP_FORWARD,
+    TN_STEP_STATISTICS,
+    TN_STEP_REDUCE,
+    TN_STEP_BACKWARD
+} tn_step_kind;
 
 /* Operands are buffers, -1 where there is none. Buffer 0 is the chunk's input images. */
 typedef struct tn_step {
@@ -50,8 +57,9 @@ typedef struct tn_program {
     size_t step_capacity, segment_capacity, buffer_capacity;
 } tn_program;
 
-/* Compiles `model` for chunks of `rows` images: forward, loss and backward when `training`, else forward and loss with the
- * running statistics. grad_floats[node] says how many gradients each node makes. Free with tn_program_free. */
+/* Compiles `model` for chunks of `rows` images: forward, loss and backward when `training`, else forward and
+ * loss with the running statistics. grad_floats[node] says how many gradients each node makes. Free with
+ * tn_program_free. */
 tn_status tn_program_compile(const tn_model *model, int rows, bool training, const size_t *grad_floats,
                              tn_program *out);
 void tn_program_free(tn_program *program);

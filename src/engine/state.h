@@ -14,7 +14,7 @@ struct tn_engine {
     tn_executor *executor;
     tn_gradient_tree *tree; /* NULL without training */
     tn_flat flat;
-    int64_t *norm_batches; /* [state_count] */
+    int64_t *norm_batches;   /* [state_count] */
     tn_engine_config config; /* resolved: threads and micro_batch are set */
     int chunks;              /* most chunks in a batch */
     char device[128];

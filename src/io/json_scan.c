@@ -32,12 +32,9 @@ tn_status tn_json_begin(tn_json_scan *scan, char open, char close, bool *more) {
 
 tn_status tn_json_next(tn_json_scan *scan, char close, bool *more) {
     *more = tn_json_peek(scan) == ',';
-    if (*more)
-        scan->at++;
-    else if (*scan->at != close)
+    if (!*more && *scan->at != close)
         return bad(scan, close == ']' ? "expected ',' or ']'" : "expected ',' or '}'");
-    else
-        scan->at++;
+    scan->at++;
     return TN_OK;
 }
 

@@ -15,7 +15,7 @@
 #include "temp_folder.h"
 
 /* These take the place of the C library's functions in this program, to fail when a test wants it. */
-static int fsync_countdown, fsync_errno, close_fails;
+static int fsync_countdown, fsync_errno, close_fails, unlink_fails;
 
 int fsync(int fd) {
     if (fsync_countdown > 0 && --fsync_countdown == 0) {
@@ -30,6 +30,12 @@ int close(int fd) {
     if (!close_fails) return result;
     close_fails = 0;
     errno = EIO;
+    return -1;
+}
+
+int unlinkat(int folder_fd, const char *name, int flags) {
+    if (!unlink_fails) return (int)syscall(SYS_unlinkat, folder_fd, name, flags);
+    errno = EROFS;
     return -1;
 }
 
@@ -185,6 +191,11 @@ static void names_folders_that_cannot_be_used(void **state) {
     assert_error("missing", strerror(ENOENT));
     assert_int_equal(tn_atomic_begin(temp_path_of(&folder, "file.txt/file").text, &file), TN_ERR_IO);
     assert_error("file.txt", strerror(ENOTDIR));
+    char name[300];
+    memset(name, 'n', sizeof name);
+    name[sizeof name - 1] = 0;
+    assert_int_equal(tn_atomic_begin(temp_path_of(&folder, name).text, &file), TN_ERR_IO);
+    assert_error(name, strerror(ENAMETOOLONG));
     assert_int_equal(tn_atomic_begin("/proc/file", &file), TN_ERR_IO);
     assert_error("/proc/file", "cannot");
     assert_untouched();
@@ -330,6 +341,19 @@ static void sweep_spares_living_and_foreign_files(void **state) {
     assert_int_equal(tn_atomic_commit(file), TN_OK);
 }
 
+static void sweep_says_what_cannot_be_removed(void **state) {
+    (void)state;
+    temp_write(temp_path_of(&folder, "a.1.2.tn-tmp").text, "x", 1);
+    int removed = 0;
+    unlink_fails = 1;
+    tn_status status = tn_atomic_sweep(folder.path, &removed);
+    unlink_fails = 0;
+    assert_int_equal(status, TN_ERR_IO);
+    assert_error("a.1.2.tn-tmp", folder.path);
+    assert_error(strerror(EROFS), "choose a place");
+    assert_int_equal(removed, 0);
+}
+
 static void sweep_names_a_missing_folder(void **state) {
     (void)state;
     temp_path missing = temp_path_of(&folder, "missing");
@@ -337,26 +361,29 @@ static void sweep_names_a_missing_folder(void **state) {
     assert_error(missing.text, strerror(ENOENT));
 }
 
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(replaces_and_creates, setup, teardown),
-        cmocka_unit_test_setup_teardown(previous_is_there_until_commit, setup, teardown),
-        cmocka_unit_test_setup_teardown(failed_write_leaves_previous, setup, teardown),
-        cmocka_unit_test_setup_teardown(failed_sync_leaves_previous, setup, teardown),
-        cmocka_unit_test_setup_teardown(failed_close_leaves_previous, setup, teardown),
-        cmocka_unit_test_setup_teardown(failed_rename_leaves_no_temporary, setup, teardown),
-        cmocka_unit_test_setup_teardown(failed_folder_sync_says_that_new_is_in_place, setup, teardown),
-        cmocka_unit_test_setup_teardown(refuses_what_is_not_a_file, setup, teardown),
-        cmocka_unit_test_setup_teardown(names_folders_that_cannot_be_used, setup, teardown),
-        cmocka_unit_test_setup_teardown(works_with_relative_paths_and_chdir, setup, teardown),
-        cmocka_unit_test_setup_teardown(replaces_a_link_and_not_its_target, setup, teardown),
-        cmocka_unit_test_setup_teardown(takes_the_longest_name_and_honours_umask, setup, teardown),
-        cmocka_unit_test_setup_teardown(two_versions_at_once_do_not_meet, setup, teardown),
-        cmocka_unit_test_setup_teardown(survives_failing_allocations, setup, teardown),
-        cmocka_unit_test_setup_teardown(killed_anywhere_leaves_a_whole_file, setup, teardown),
-        cmocka_unit_test_setup_teardown(sweep_removes_what_a_killed_process_left, setup, teardown),
-        cmocka_unit_test_setup_teardown(sweep_spares_living_and_foreign_files, setup, teardown),
-        cmocka_unit_test_setup_teardown(sweep_names_a_missing_folder, setup, teardown),
+        TEST(replaces_and_creates),
+        TEST(previous_is_there_until_commit),
+        TEST(failed_write_leaves_previous),
+        TEST(failed_sync_leaves_previous),
+        TEST(failed_close_leaves_previous),
+        TEST(failed_rename_leaves_no_temporary),
+        TEST(failed_folder_sync_says_that_new_is_in_place),
+        TEST(refuses_what_is_not_a_file),
+        TEST(names_folders_that_cannot_be_used),
+        TEST(works_with_relative_paths_and_chdir),
+        TEST(replaces_a_link_and_not_its_target),
+        TEST(takes_the_longest_name_and_honours_umask),
+        TEST(two_versions_at_once_do_not_meet),
+        TEST(survives_failing_allocations),
+        TEST(killed_anywhere_leaves_a_whole_file),
+        TEST(sweep_removes_what_a_killed_process_left),
+        TEST(sweep_spares_living_and_foreign_files),
+        TEST(sweep_says_what_cannot_be_removed),
+        TEST(sweep_names_a_missing_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

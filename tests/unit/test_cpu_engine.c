@@ -1,5 +1,5 @@
-/* The CPU backend and the engine on it against the float64 reference: every op case, whole networks of every variant,
- * for several chunk sizes; and the same bits for any number of threads. */
+/* The CPU backend and the engine on it against the float64 reference: every op case, whole networks of every
+ * variant, for several chunk sizes; and the same bits for any number of threads. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,7 +15,8 @@
 #include "tests/support/op_cases.h"
 #include "tests/support/reference.h"
 
-static tn_engine *make_engine(const tn_model *model, int rows, int micro_batch, int threads, const op_data *data) {
+static tn_engine *make_engine(const tn_model *model, int rows, int micro_batch, int threads,
+                              const op_data *data) {
     tn_engine *engine;
     tn_engine_config config = {
         .device = "cpu", .threads = threads, .micro_batch = micro_batch, .max_batch = rows, .training = true};
@@ -84,7 +85,8 @@ static void check_against_reference(const char *name, const tn_model *model, int
     for (int p = 0; p < model->param_count; p++) {
         double error = op_gradient_error(model, p, e.ref->grad, engine->flat.grads);
         if (!(error <= tolerance))
-            fail_msg("%s, chunks of %d: gradient of %s is off by %.3g", name, micro_batch, model->params[p].name, error);
+            fail_msg("%s, chunks of %d: gradient of %s is off by %.3g", name, micro_batch,
+                     model->params[p].name, error);
     }
     for (size_t i = 0; i < model->state_floats; i++)
         check_close("running statistics", name, (double)engine->flat.state[i], e.state[i], tolerance);
@@ -110,7 +112,8 @@ static void test_op_cases(void **unused) {
         op_data data = op_case_data(c, model);
         /* One chunk; chunks with a short last one; a chunk for each row. */
         int sizes[] = {c->rows, 2, 1};
-        for (int k = 0; k < 3; k++) check_against_reference(c->name, model, c->rows, sizes[k], &data, c->tolerance);
+        for (int k = 0; k < 3; k++)
+            check_against_reference(c->name, model, c->rows, sizes[k], &data, c->tolerance);
         op_data_free(&data);
         tn_model_free(model);
     }
@@ -211,7 +214,8 @@ static void expect_diverged(tn_engine *engine, const tn_batch *batch, const char
     tn_result result;
     assert_int_equal(tn_engine_gradients(engine, batch, &result), TN_ERR_DIVERGED);
     size_t length = strlen(layer), message = strlen(tn_error());
-    if (message < length || strcmp(tn_error() + message - length, layer)) fail_msg("'%s' does not name %s", tn_error(), layer);
+    if (message < length || strcmp(tn_error() + message - length, layer))
+        fail_msg("'%s' does not name %s", tn_error(), layer);
 }
 
 static void test_nan_in_weights_and_input(void **unused) {
@@ -256,9 +260,11 @@ static void test_overflow_is_found_where_it_starts(void **unused) {
         tn_engine *engine = make_engine(model, 4, 2, 2, &data);
         tn_batch batch = make_batch(model, 4, &data);
         int p = tn_engine_find_parameter(engine, "layer1.0.conv1.weight");
-        for (size_t i = 0; i < model->params[p].count; i++) engine->flat.values[model->params[p].offset + i] = 1e38f;
+        for (size_t i = 0; i < model->params[p].count; i++)
+            engine->flat.values[model->params[p].offset + i] = 1e38f;
         engine->packed = false;
-        expect_diverged(engine, &batch, v ? "the input of layer layer1.0.bn1" : "the output of layer layer1.0.conv1");
+        expect_diverged(engine, &batch,
+                        v ? "the input of layer layer1.0.bn1" : "the output of layer layer1.0.conv1");
         tn_engine_free(engine);
         op_data_free(&data);
         tn_model_free(model);

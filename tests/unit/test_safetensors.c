@@ -6,10 +6,24 @@
 
 #include <cmocka.h>
 #include <errno.h>
+#include <sys/syscall.h>
 
 #include "base/memory.h"
 #include "io/safetensors.h"
 #include "temp_folder.h"
+
+/* Takes the place of the C library's function in this program, to be interrupted, to give little, or to fail.
+ */
+static int reads_to_trouble = -1, trouble_errno;
+static size_t read_limit = SIZE_MAX;
+
+ssize_t read(int fd, void *bytes, size_t count) {
+    if (reads_to_trouble >= 0 && reads_to_trouble-- == 0) {
+        errno = trouble_errno;
+        return trouble_errno == 0 ? 0 : -1;
+    }
+    return syscall(SYS_read, fd, bytes, count < read_limit ? count : read_limit);
+}
 
 static temp_folder folder;
 static temp_path path;
@@ -444,6 +458,38 @@ static void names_files_that_cannot_be_read(void **state) {
     assert_error(path.text, "device or pipe");
 }
 
+static void failed_reads_name_the_file(void **state) {
+    (void)state;
+    static const char *const parts[] = {"its first 8 bytes", "its header", "its data"};
+    const char *header = "{\"w\":{\"dtype\":\"U8\",\"shape\":[9],\"data_offsets\":[0,9]}}";
+    file_image image = image_of(header, strlen(header), 9);
+    temp_write(path.text, image.bytes, image.count);
+    tn_safetensors *file;
+    for (int part = 0; part < 3; part++) {
+        static const int errors[] = {EIO, 0, EINTR};
+        for (int e = 0; e < 3; e++) {
+            reads_to_trouble = part;
+            trouble_errno = errors[e];
+            tn_status status = tn_safetensors_open(path.text, &file);
+            if (errors[e] == EINTR) {
+                assert_int_equal(status, TN_OK);
+                tn_safetensors_close(file);
+                continue;
+            }
+            assert_int_equal(status, TN_ERR_IO);
+            assert_null(file);
+            assert_error(path.text, parts[part]);
+            assert_error(errors[e] == EIO ? strerror(EIO) : "bytes early", "");
+        }
+    }
+    read_limit = 5;
+    tn_status status = tn_safetensors_open(path.text, &file);
+    read_limit = SIZE_MAX;
+    assert_int_equal(status, TN_OK);
+    assert_memory_equal(tn_safetensors_find(file, "w")->data, image.bytes + image.count - 9, 9);
+    tn_safetensors_close(file);
+}
+
 static void huge_files_of_another_kind_take_no_memory(void **state) {
     (void)state;
     temp_write(path.text, "{\"json\": \"a text, not tensors\"}", 31);
@@ -486,6 +532,7 @@ int main(void) {
         TEST(finds_tensors_in_any_order),
         TEST(knows_all_dtypes),
         TEST(names_files_that_cannot_be_read),
+        TEST(failed_reads_name_the_file),
         TEST(huge_files_of_another_kind_take_no_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,7 +1,8 @@
 /* Convolution and linear layers on the CPU, with the epilogue of graph.h fused into oneDNN's kernels:
  *   s  is folded into the packed weights, c (and a vector bias) into the bias vector,
  *   r  is a binary add, the activation an eltwise, d a binary add of one scalar.
- * Layout of a chunk's own gradients: packed dL/d(sW), then the vector bias (linear), then sum of dz and sum of dy. */
+ * Layout of a chunk's own gradients: packed dL/d(sW), then the vector bias (linear), then sum of dz and sum
+ * of dy. */
 #include <string.h>
 
 #include "backend/cpu/cpu.h"
@@ -64,12 +65,13 @@ static tn_status allocate(conv_plan *plan) {
     TN_TRY(tn_alloc(&plan->backward_weights, d->backward_weight_floats, sizeof(float), "packed weights"));
     TN_TRY(tn_alloc(&plan->bias, (size_t)plan->outputs, sizeof(float), "bias"));
     TN_TRY(tn_alloc(&plan->carry, 1, sizeof(float), "carried bias"));
-    plan->head.bytes = (d->forward_weight_floats + d->backward_weight_floats + (size_t)plan->outputs) * sizeof(float);
+    plan->head.bytes =
+        (d->forward_weight_floats + d->backward_weight_floats + (size_t)plan->outputs) * sizeof(float);
     return tn_cpu_reserve_weights(plan->cpu, weight_of(plan)->count);
 }
 
-static tn_status conv_plan_make(tn_backend *backend, const tn_model *model, int index, int chunk_rows, int chunks,
-                                bool training, tn_plan **out) {
+static tn_status conv_plan_make(tn_backend *backend, const tn_model *model, int index, int chunk_rows,
+                                int chunks, bool training, tn_plan **out) {
     (void)chunks;
     conv_plan *plan;
     TN_TRY(tn_alloc(&plan, 1, sizeof *plan, "layer plan"));
@@ -93,7 +95,8 @@ static tn_status conv_plan_make(tn_backend *backend, const tn_model *model, int 
     const tn_dnn_kernel *kernels[3] = {&d->forward, &d->backward_data, &d->backward_weights};
     for (int i = 0; i < 3; i++) {
         memcpy(plan->head.implementation[i], kernels[i]->implementation, sizeof plan->head.implementation[i]);
-        if (kernels[i]->scratch_bytes > plan->head.scratch_bytes) plan->head.scratch_bytes = kernels[i]->scratch_bytes;
+        if (kernels[i]->scratch_bytes > plan->head.scratch_bytes)
+            plan->head.scratch_bytes = kernels[i]->scratch_bytes;
     }
     if (training) plan->head.grad_floats = d->grad_floats + (node->bias >= 0 ? (size_t)plan->outputs : 0) + 2;
     *out = &plan->head;
@@ -126,8 +129,8 @@ static tn_status conv_backward(tn_plan *head, const tn_args *a) {
     float *grad = a->grad + plan->dnn.grad_floats;
     tn_cpu_sums sums = {0, 0, true};
     if (a->dy_count > 1 || node->relu || node->carry >= 0 || node->term_count > 0)
-        sums = tn_cpu_activation_backward(plan->chunk_floats, a->y, node->relu, node->carry >= 0 ? *plan->carry : 0.0f,
-                                          a->dy, a->dy_count, a->dz);
+        sums = tn_cpu_activation_backward(plan->chunk_floats, a->y, node->relu,
+                                          node->carry >= 0 ? *plan->carry : 0.0f, a->dy, a->dy_count, a->dz);
     else if (node->kind == TN_NODE_LINEAR)
         sums.finite = tn_cpu_finite(a->y, plan->chunk_floats);
     if (!sums.finite) *a->nonfinite = 1;
@@ -178,7 +181,8 @@ static tn_status conv_collect(tn_plan *head, int worker, const float *grad, cons
     TN_TRY(tn_dnn_run(&plan->dnn.unpack, worker, data));
     const float *rest = grad + plan->dnn.grad_floats;
     if (node->bias >= 0) {
-        memcpy(flat->grads + head->model->params[node->bias].offset, rest, (size_t)plan->outputs * sizeof(float));
+        memcpy(flat->grads + head->model->params[node->bias].offset, rest,
+               (size_t)plan->outputs * sizeof(float));
         rest += plan->outputs;
     }
     float *sums = flat->sums + 3 * (node - head->model->nodes);

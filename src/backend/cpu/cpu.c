@@ -69,8 +69,8 @@ static void cpu_add(tn_backend *backend, float *to, const float *from, size_t co
     tn_cpu_add(to, from, count);
 }
 
-TN_SIMD static void sgd_loop(float *values, const float *grads, float *momentum, size_t count, float lr, float mu,
-                             float decay) {
+TN_SIMD static void sgd_loop(float *values, const float *grads, float *momentum, size_t count, float lr,
+                             float mu, float decay) {
 #pragma omp simd
     for (size_t i = 0; i < count; i++) {
         float v = mu * momentum[i] + grads[i] + decay * values[i];
@@ -79,8 +79,8 @@ TN_SIMD static void sgd_loop(float *values, const float *grads, float *momentum,
     }
 }
 
-static void cpu_sgd(tn_backend *backend, float *values, const float *grads, float *momentum, size_t count, float lr,
-                    float mu, float decay) {
+static void cpu_sgd(tn_backend *backend, float *values, const float *grads, float *momentum, size_t count,
+                    float lr, float mu, float decay) {
     (void)backend;
     sgd_loop(values, grads, momentum, count, lr, mu, decay);
 }

@@ -1,5 +1,5 @@
-/* The CPU backend: oneDNN for convolutions and linear layers, plain loops for the rest. One chunk runs on one worker thread
- * from start to end; nothing here starts threads. */
+/* The CPU backend: oneDNN for convolutions and linear layers, plain loops for the rest. One chunk runs on one
+ * worker thread from start to end; nothing here starts threads. */
 #ifndef TN_CPU_CPU_H
 #define TN_CPU_CPU_H
 
@@ -7,8 +7,8 @@
 
 extern const tn_backend_ops tn_cpu_backend;
 
-extern const tn_node_ops tn_cpu_conv, tn_cpu_norm, tn_cpu_subsample, tn_cpu_append, tn_cpu_maxpool, tn_cpu_avgpool,
-    tn_cpu_loss;
+extern const tn_node_ops tn_cpu_conv, tn_cpu_norm, tn_cpu_subsample, tn_cpu_append, tn_cpu_maxpool,
+    tn_cpu_avgpool, tn_cpu_loss;
 
 typedef struct tn_cpu {
     tn_backend head;
@@ -27,7 +27,8 @@ typedef struct tn_cpu_sums {
     bool finite; /* every y was */
 } tn_cpu_sums;
 
-/* dz[i] = sum of parts dy[.][i] where y[i] > threshold (everywhere without relu). dz may be one of the parts. */
+/* dz[i] = sum of parts dy[.][i] where y[i] > threshold (everywhere without relu). dz may be one of the parts.
+ */
 tn_cpu_sums tn_cpu_activation_backward(size_t count, const float *y, bool relu, float threshold,
                                        const float *const *dy, int parts, float *dz);
 

@@ -9,8 +9,8 @@
 
 #include "base/memory.h"
 
-/* One engine and one stream for the process: both are immutable handles here, as the primitives run on the calling
- * thread. */
+/* One engine and one stream for the process: both are immutable handles here, as the primitives run on the
+ * calling thread. */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static dnnl_engine_t engine;
 static dnnl_stream_t stream;
@@ -18,7 +18,8 @@ static dnnl_status_t once_status;
 
 static void open_once(void) {
     once_status = dnnl_engine_create(&engine, dnnl_cpu, 0);
-    if (once_status == dnnl_success) once_status = dnnl_stream_create(&stream, engine, dnnl_stream_default_flags);
+    if (once_status == dnnl_success)
+        once_status = dnnl_stream_create(&stream, engine, dnnl_stream_default_flags);
 }
 
 static tn_status check(dnnl_status_t status, const char *call) {
@@ -54,7 +55,8 @@ static void kernel_free(tn_dnn_kernel *kernel) {
     memset(kernel, 0, sizeof *kernel);
 }
 
-/* Makes a kernel of a primitive descriptor; `descs` describe the operands in call order, the scratchpad is added. */
+/* Makes a kernel of a primitive descriptor; `descs` describe the operands in call order, the scratchpad is
+ * added. */
 static tn_status kernel_make(tn_dnn_kernel *kernel, const_dnnl_primitive_desc_t pd, int workers, int count,
                              const int *ids, const dnnl_memory_desc_t *const *descs) {
     const dnnl_memory_desc_t *scratch = dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
@@ -70,7 +72,8 @@ static tn_status kernel_make(tn_dnn_kernel *kernel, const_dnnl_primitive_desc_t 
     kernel->arg_count = count + 1;
     memcpy(kernel->arg_ids, ids, (size_t)count * sizeof *ids);
     kernel->arg_ids[count] = DNNL_ARG_SCRATCHPAD;
-    TN_TRY(tn_alloc(&kernel->memories, (size_t)workers * (size_t)kernel->arg_count, sizeof(void *), "oneDNN memories"));
+    TN_TRY(tn_alloc(&kernel->memories, (size_t)workers * (size_t)kernel->arg_count, sizeof(void *),
+                    "oneDNN memories"));
     for (int w = 0; w < workers; w++)
         for (int i = 0; i <= count; i++) {
             dnnl_memory_t memory;
@@ -114,11 +117,13 @@ static tn_status describe_operands(planner *p) {
     dnnl_format_tag_t activation = s->linear ? dnnl_nc : dnnl_nhwc;
     DNN_TRY(dnnl_memory_desc_init_by_tag(&p->x, rank, x, dnnl_f32, activation));
     DNN_TRY(dnnl_memory_desc_init_by_tag(&p->weights, rank, w, dnnl_f32, dnnl_format_tag_any));
-    DNN_TRY(dnnl_memory_desc_init_by_tag(&p->plain_weights, rank, w, dnnl_f32, s->linear ? dnnl_ab : dnnl_abcd));
+    DNN_TRY(
+        dnnl_memory_desc_init_by_tag(&p->plain_weights, rank, w, dnnl_f32, s->linear ? dnnl_ab : dnnl_abcd));
     DNN_TRY(dnnl_memory_desc_init_by_tag(&p->bias, 1, b, dnnl_f32, dnnl_a));
     DNN_TRY(dnnl_memory_desc_init_by_tag(&p->y, rank, y, dnnl_f32, activation));
-    return check(dnnl_memory_desc_init_by_tag(&p->scalar, rank, one, dnnl_f32, s->linear ? dnnl_ab : dnnl_abcd),
-                 "describe scalar");
+    return check(
+        dnnl_memory_desc_init_by_tag(&p->scalar, rank, one, dnnl_f32, s->linear ? dnnl_ab : dnnl_abcd),
+        "describe scalar");
 }
 
 static tn_status describe_epilogue(planner *p) {
@@ -137,33 +142,39 @@ static tn_status describe_epilogue(planner *p) {
 static tn_status make_descriptors(planner *p) {
     const tn_dnn_shape *s = p->shape;
     dnnl_dims_t stride = {s->stride, s->stride}, pad = {s->padding, s->padding};
-    /* The far padding is what makes the output size come out, as floor division may leave some input unused. */
+    /* The far padding is what makes the output size come out, as floor division may leave some input unused.
+     */
     dnnl_dim_t far_h = (dnnl_dim_t)(s->out_height - 1) * s->stride + s->kernel - s->in_height - s->padding;
     dnnl_dim_t far_w = (dnnl_dim_t)(s->out_width - 1) * s->stride + s->kernel - s->in_width - s->padding;
     dnnl_dims_t far = {far_h, far_w};
     const dnnl_memory_desc_t *bias = s->bias ? &p->bias : NULL;
     if (s->linear) {
         dnnl_inner_product_desc_t d;
-        DNN_TRY(dnnl_inner_product_forward_desc_init(&d, dnnl_forward_training, &p->x, &p->weights, bias, &p->y));
+        DNN_TRY(
+            dnnl_inner_product_forward_desc_init(&d, dnnl_forward_training, &p->x, &p->weights, bias, &p->y));
         DNN_TRY(dnnl_primitive_desc_create(&p->forward, &d, p->attr, engine, NULL));
         if (!s->need_backward) return TN_OK;
         DNN_TRY(dnnl_inner_product_backward_weights_desc_init(&d, &p->x, &p->weights, NULL, &p->y));
         DNN_TRY(dnnl_primitive_desc_create(&p->gradient, &d, p->plain_attr, engine, p->forward));
         if (!s->need_data_gradient) return TN_OK;
         DNN_TRY(dnnl_inner_product_backward_data_desc_init(&d, &p->x, &p->weights, &p->y));
-        return check(dnnl_primitive_desc_create(&p->data, &d, p->plain_attr, engine, p->forward), "backward data");
+        return check(dnnl_primitive_desc_create(&p->data, &d, p->plain_attr, engine, p->forward),
+                     "backward data");
     }
     dnnl_convolution_desc_t d;
     dnnl_alg_kind_t direct = dnnl_convolution_direct;
-    DNN_TRY(dnnl_convolution_forward_desc_init(&d, dnnl_forward_training, direct, &p->x, &p->weights, bias, &p->y,
-                                               stride, pad, far));
+    DNN_TRY(dnnl_convolution_forward_desc_init(&d, dnnl_forward_training, direct, &p->x, &p->weights, bias,
+                                               &p->y, stride, pad, far));
     DNN_TRY(dnnl_primitive_desc_create(&p->forward, &d, p->attr, engine, NULL));
     if (!s->need_backward) return TN_OK;
-    DNN_TRY(dnnl_convolution_backward_weights_desc_init(&d, direct, &p->x, &p->weights, NULL, &p->y, stride, pad, far));
+    DNN_TRY(dnnl_convolution_backward_weights_desc_init(&d, direct, &p->x, &p->weights, NULL, &p->y, stride,
+                                                        pad, far));
     DNN_TRY(dnnl_primitive_desc_create(&p->gradient, &d, p->plain_attr, engine, p->forward));
     if (!s->need_data_gradient) return TN_OK;
-    DNN_TRY(dnnl_convolution_backward_data_desc_init(&d, direct, &p->x, &p->weights, &p->y, stride, pad, far));
-    return check(dnnl_primitive_desc_create(&p->data, &d, p->plain_attr, engine, p->forward), "backward data");
+    DNN_TRY(
+        dnnl_convolution_backward_data_desc_init(&d, direct, &p->x, &p->weights, &p->y, stride, pad, far));
+    return check(dnnl_primitive_desc_create(&p->data, &d, p->plain_attr, engine, p->forward),
+                 "backward data");
 }
 
 static const dnnl_memory_desc_t *query(const_dnnl_primitive_desc_t pd, dnnl_query_t what) {
@@ -221,9 +232,9 @@ static tn_status plan_all(planner *p, tn_dnn_conv *out) {
     TN_TRY(describe_operands(p));
     TN_TRY(describe_epilogue(p));
     tn_status status = make_descriptors(p);
-    if (status != TN_OK) return tn_fail_prefix(status, "planning %d->%d %dx%d stride %d", p->shape->in_channels,
-                                               p->shape->out_channels, p->shape->kernel, p->shape->kernel,
-                                               p->shape->stride);
+    if (status != TN_OK)
+        return tn_fail_prefix(status, "planning %d->%d %dx%d stride %d", p->shape->in_channels,
+                              p->shape->out_channels, p->shape->kernel, p->shape->kernel, p->shape->stride);
     TN_TRY(make_forward(p, out));
     return make_backward(p, out);
 }

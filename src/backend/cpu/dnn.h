@@ -1,7 +1,9 @@
-/* Everything taunet asks of oneDNN, behind one small interface: a port to another version touches dnn.c alone.
+/* Everything taunet asks of oneDNN, behind one small interface: a port to another version touches dnn.c
+ * alone.
  *
- * Written for oneDNN 2.6. Primitives are planned once and run on any worker thread; each worker has its own memory objects
- * and brings its own scratchpad. Activations are NHWC, packed weights are in the layout oneDNN prefers. */
+ * Written for oneDNN 2.6. Primitives are planned once and run on any worker thread; each worker has its own
+ * memory objects and brings its own scratchpad. Activations are NHWC, packed weights are in the layout oneDNN
+ * prefers. */
 #ifndef TN_CPU_DNN_H
 #define TN_CPU_DNN_H
 
@@ -35,10 +37,11 @@ typedef struct tn_dnn_shape {
 } tn_dnn_shape;
 
 typedef struct tn_dnn_conv {
-    tn_dnn_kernel forward;          /* x, weights, bias, y, residual, carry, scratch (those that exist, in this order) */
-    tn_dnn_kernel backward_data;    /* dz, weights, dx, scratch */
-    tn_dnn_kernel backward_weights; /* x, dz, packed gradient, scratch */
-    tn_dnn_kernel pack_forward, pack_backward, unpack; /* from, to */
+    tn_dnn_kernel
+        forward; /* x, weights, bias, y, residual, carry, scratch (those that exist, in this order) */
+    tn_dnn_kernel backward_data;                                       /* dz, weights, dx, scratch */
+    tn_dnn_kernel backward_weights;                                    /* x, dz, packed gradient, scratch */
+    tn_dnn_kernel pack_forward, pack_backward, unpack;                 /* from, to */
     size_t forward_weight_floats, backward_weight_floats, grad_floats; /* of the packed buffers */
 } tn_dnn_conv;
 

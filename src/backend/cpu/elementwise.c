@@ -3,8 +3,8 @@
 #include "backend/cpu/cpu.h"
 #include "base/simd.h"
 
-/* Sums are taken in float within a block and in double across blocks: exact enough for gradients of scalars that add up
- * a million terms, and still one pass at memory speed. */
+/* Sums are taken in float within a block and in double across blocks: exact enough for gradients of scalars
+ * that add up a million terms, and still one pass at memory speed. */
 #define BLOCK 1024
 
 typedef struct block_sums {
@@ -24,8 +24,8 @@ TN_SIMD static block_sums relu_block_1(size_t n, const float *y, float threshold
     return (block_sums){sum_dy, sum_dz, poison};
 }
 
-TN_SIMD static block_sums relu_block_2(size_t n, const float *y, float threshold, const float *a, const float *b,
-                                       float *dz) {
+TN_SIMD static block_sums relu_block_2(size_t n, const float *y, float threshold, const float *a,
+                                       const float *b, float *dz) {
     float sum_dy = 0, sum_dz = 0, poison = 0;
 #pragma omp simd reduction(+ : sum_dy, sum_dz, poison)
     for (size_t i = 0; i < n; i++) {

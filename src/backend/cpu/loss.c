@@ -1,5 +1,5 @@
-/* The loss node: softmax cross-entropy with soft targets, or 1/2 |x - target|^2, one weight per row. Computed in double,
- * row by row; rows of weight zero (padding) contribute nothing, whatever their logits are. */
+/* The loss node: softmax cross-entropy with soft targets, or 1/2 |x - target|^2, one weight per row. Computed
+ * in double, row by row; rows of weight zero (padding) contribute nothing, whatever their logits are. */
 #include <math.h>
 #include <string.h>
 
@@ -15,8 +15,8 @@ static void loss_free(tn_plan *head) {
     tn_free(head);
 }
 
-static tn_status loss_plan_make(tn_backend *backend, const tn_model *model, int index, int chunk_rows, int chunks,
-                                bool training, tn_plan **out) {
+static tn_status loss_plan_make(tn_backend *backend, const tn_model *model, int index, int chunk_rows,
+                                int chunks, bool training, tn_plan **out) {
     (void)backend;
     (void)chunks;
     (void)training;

@@ -1,11 +1,11 @@
-/* Batch normalisation on the CPU. Statistics are sums over one chunk, merged over chunks in their order in double, so
- * they do not depend on which worker did what.
+/* Batch normalisation on the CPU. Statistics are sums over one chunk, merged over chunks in their order in
+ * double, so they do not depend on which worker did what.
  *
- *   forward   y = act(s * (gamma * xhat + beta) + r) = act(A x + B + r),   xhat = (x - mean) / sqrt(var + eps)
- *   backward  dx = A (dz - mean(dz) - xhat mean(dz xhat)),  dgamma = s sum(dz xhat),  dbeta = s sum(dz)
+ *   forward   y = act(s * (gamma * xhat + beta) + r) = act(A x + B + r),   xhat = (x - mean) / sqrt(var +
+ * eps) backward  dx = A (dz - mean(dz) - xhat mean(dz xhat)),  dgamma = s sum(dz xhat),  dbeta = s sum(dz)
  *
- * Loops run over `lanes` consecutive floats, a multiple of the channel count, with per-channel factors repeated to that
- * length: the inner loop is then long enough to vectorise for every channel count. */
+ * Loops run over `lanes` consecutive floats, a multiple of the channel count, with per-channel factors
+ * repeated to that length: the inner loop is then long enough to vectorise for every channel count. */
 #include <math.h>
 #include <string.h>
 
@@ -55,8 +55,8 @@ static tn_status allocate(norm_plan *plan, int chunks) {
     return TN_OK;
 }
 
-static tn_status norm_plan_make(tn_backend *backend, const tn_model *model, int index, int chunk_rows, int chunks,
-                                bool training, tn_plan **out) {
+static tn_status norm_plan_make(tn_backend *backend, const tn_model *model, int index, int chunk_rows,
+                                int chunks, bool training, tn_plan **out) {
     (void)backend;
     (void)training;
     norm_plan *plan;
@@ -135,7 +135,8 @@ static void set_transform(norm_plan *plan, const float *values) {
     }
 }
 
-static tn_status norm_merge_statistics(tn_plan *head, int chunks, int total_rows, const tn_flat *flat, bool *finite) {
+static tn_status norm_merge_statistics(tn_plan *head, int chunks, int total_rows, const tn_flat *flat,
+                                       bool *finite) {
     norm_plan *plan = (norm_plan *)(void *)head;
     const tn_state *state = &head->model->states[head->node->state];
     size_t channels = (size_t)plan->channels;
@@ -178,8 +179,8 @@ static tn_status norm_load_statistics(tn_plan *head, const tn_flat *flat) {
 }
 
 /* NaN stays NaN: the comparison is written so that only true negatives become zero. */
-TN_SIMD static void apply(size_t blocks, size_t lanes, const float *x, const float *factor, const float *offset,
-                          const float *r, bool relu, float *y) {
+TN_SIMD static void apply(size_t blocks, size_t lanes, const float *x, const float *factor,
+                          const float *offset, const float *r, bool relu, float *y) {
     for (size_t b = 0; b < blocks; b++, x += lanes, y += lanes) {
         if (r) {
 #pragma omp simd
@@ -203,14 +204,15 @@ static tn_status norm_forward(tn_plan *head, const tn_args *a) {
     bool relu = head->node->relu;
     apply(whole, lanes, a->x, plan->factor, plan->offset, a->r, relu, a->y);
     if (done < total)
-        apply(1, total - done, a->x + done, plan->factor, plan->offset, a->r ? a->r + done : NULL, relu, a->y + done);
+        apply(1, total - done, a->x + done, plan->factor, plan->offset, a->r ? a->r + done : NULL, relu,
+              a->y + done);
     return TN_OK;
 }
 
 /* ---- backward ---- */
 
-TN_SIMD static void add_products(size_t blocks, size_t lanes, const float *dz, const float *x, const float *mean,
-                                 float *sum, float *product) {
+TN_SIMD static void add_products(size_t blocks, size_t lanes, const float *dz, const float *x,
+                                 const float *mean, float *sum, float *product) {
     for (size_t b = 0; b < blocks; b++, dz += lanes, x += lanes) {
 #pragma omp simd
         for (size_t j = 0; j < lanes; j++) {
@@ -237,8 +239,8 @@ static tn_status norm_reduce(tn_plan *head, const tn_args *a) {
         if (a->dy_count > 1 || head->node->relu) {
             const float *parts[TN_PARTS_MAX];
             for (int i = 0; i < a->dy_count; i++) parts[i] = a->dy[i] + (dz - a->dz);
-            if (!tn_cpu_activation_backward(used, head->node->relu ? y : x, head->node->relu, 0.0f, parts, a->dy_count,
-                                            dz)
+            if (!tn_cpu_activation_backward(used, head->node->relu ? y : x, head->node->relu, 0.0f, parts,
+                                            a->dy_count, dz)
                      .finite)
                 *a->nonfinite = 1;
         }
@@ -263,8 +265,10 @@ static tn_status norm_merge_reduce(tn_plan *head, int chunks, int total_rows, co
     size_t channels = (size_t)plan->channels;
     double n = (double)total_rows * (double)(plan->row_floats / channels);
     double s = (double)tn_node_scale(node, head->model, flat->values), scale_gradient = 0;
-    float *dgamma = flat->grads + params[node->gamma].offset, *dbeta = flat->grads + params[node->beta].offset;
-    const float *gamma = flat->values + params[node->gamma].offset, *beta = flat->values + params[node->beta].offset;
+    float *dgamma = flat->grads + params[node->gamma].offset,
+          *dbeta = flat->grads + params[node->beta].offset;
+    const float *gamma = flat->values + params[node->gamma].offset,
+                *beta = flat->values + params[node->beta].offset;
     for (size_t c = 0; c < channels; c++) {
         double sum = 0, product = 0;
         for (int k = 0; k < chunks; k++) {
@@ -285,8 +289,9 @@ static tn_status norm_merge_reduce(tn_plan *head, int chunks, int total_rows, co
     return TN_OK;
 }
 
-TN_SIMD static void input_gradient(size_t blocks, size_t lanes, const float *dz, const float *x, const float *factor,
-                                   const float *mean, const float *mean_dz, const float *slope, float *dx) {
+TN_SIMD static void input_gradient(size_t blocks, size_t lanes, const float *dz, const float *x,
+                                   const float *factor, const float *mean, const float *mean_dz,
+                                   const float *slope, float *dx) {
     for (size_t b = 0; b < blocks; b++, dz += lanes, x += lanes, dx += lanes) {
 #pragma omp simd
         for (size_t j = 0; j < lanes; j++)
@@ -301,8 +306,8 @@ static tn_status norm_backward(tn_plan *head, const tn_args *a) {
     if (!a->dx) return TN_OK;
     input_gradient(whole, lanes, a->dz, a->x, plan->factor, plan->mean, plan->mean_dz, plan->slope, a->dx);
     if (done < used)
-        input_gradient(1, used - done, a->dz + done, a->x + done, plan->factor, plan->mean, plan->mean_dz, plan->slope,
-                       a->dx + done);
+        input_gradient(1, used - done, a->dz + done, a->x + done, plan->factor, plan->mean, plan->mean_dz,
+                       plan->slope, a->dx + done);
     memset(a->dx + used, 0, (total - used) * sizeof(float));
     return TN_OK;
 }

@@ -21,8 +21,8 @@ static void shape_free(tn_plan *head) {
     tn_free(head);
 }
 
-static tn_status shape_plan_make(tn_backend *backend, const tn_model *model, int index, int chunk_rows, int chunks,
-                                 bool training, tn_plan **out) {
+static tn_status shape_plan_make(tn_backend *backend, const tn_model *model, int index, int chunk_rows,
+                                 int chunks, bool training, tn_plan **out) {
     (void)backend;
     (void)chunks;
     shape_plan *plan;
@@ -83,7 +83,8 @@ static tn_status subsample_forward(tn_plan *head, const tn_args *a) {
         const float *image = a->x + (size_t)n * floats(plan->in);
         for (int h = 0; h < plan->out.height; h++)
             for (int w = 0; w < plan->out.width; w++, y += c) {
-                const float *x = image + ((size_t)h * (size_t)plan->in.width + (size_t)w) * (size_t)(stride * c);
+                const float *x =
+                    image + ((size_t)h * (size_t)plan->in.width + (size_t)w) * (size_t)(stride * c);
                 for (int i = 0; i < c; i++) y[i] = x[i] + plan->term;
             }
     }
@@ -140,7 +141,8 @@ static size_t argmax(const shape_plan *plan, const float *image, int h, int w, i
         for (int j = 0; j < node->kernel; j++) {
             int y = h * node->stride - node->padding + i, x = w * node->stride - node->padding + j;
             if (y < 0 || x < 0 || y >= plan->in.height || x >= plan->in.width) continue;
-            size_t at = ((size_t)y * (size_t)plan->in.width + (size_t)x) * (size_t)plan->in.channels + (size_t)channel;
+            size_t at = ((size_t)y * (size_t)plan->in.width + (size_t)x) * (size_t)plan->in.channels +
+                        (size_t)channel;
             if (!found || image[at] > image[best] || isnan(image[at])) best = at;
             found = true;
         }
@@ -203,8 +205,10 @@ static tn_status avgpool_backward(tn_plan *head, const tn_args *a) {
 }
 
 #define SHAPE_OPS(kind)                                                                                      \
-    {.plan = shape_plan_make, .free = shape_free, .forward = kind##_forward, .backward = kind##_backward,    \
-     .pack = shape_pack, .collect = shape_collect}
+    {                                                                                                        \
+        .plan = shape_plan_make, .free = shape_free, .forward = kind##_forward, .backward = kind##_backward, \
+        .pack = shape_pack, .collect = shape_collect                                                         \
+    }
 
 const tn_node_ops tn_cpu_subsample = SHAPE_OPS(subsample);
 const tn_node_ops tn_cpu_append = SHAPE_OPS(append);
