@@ -1,5 +1,6 @@
-/* The commands of the program as functions: a training run with its folder, evaluation, initial weights, throughput and
- * summaries. All take the options of their command (options.h) and report failures by status and tn_error(). */
+/* The commands of the program as functions: a training run with its folder, evaluation, initial weights,
+ * throughput and summaries. All take the options of their command (options.h) and report failures by status
+ * and tn_error(). */
 #ifndef TAUNET_RUN_H
 #define TAUNET_RUN_H
 
@@ -21,19 +22,19 @@ typedef enum tn_event_kind {
 /* Where a training run stands. Numbers of earlier events are kept. */
 typedef struct tn_event {
     tn_event_kind kind;
-    const char *text;                /* START and NOTE: one line; else NULL */
-    long step, steps;                /* done, in all */
-    int epoch;                       /* of the last step, from 0 */
-    int batch, batches;              /* done in this epoch, in an epoch */
-    double loss, lr, tau;            /* of the last step; tau is NaN where there is none */
-    double images_per_second;        /* of the last step (STEP) or the epoch's training (EPOCH) */
-    double data_wait;                /* seconds spent waiting for data in this epoch */
-    double seconds_left;             /* estimate for the rest of the run, from this process's steps */
-    bool log_step;                   /* STEP: this step is logged (--log-every) */
-    double train_loss, train_top1;   /* EPOCH; top-1 and top-5 in per cent */
+    const char *text;              /* START and NOTE: one line; else NULL */
+    long step, steps;              /* done, in all */
+    int epoch;                     /* of the last step, from 0 */
+    int batch, batches;            /* done in this epoch, in an epoch */
+    double loss, lr, tau;          /* of the last step; tau is NaN where there is none */
+    double images_per_second;      /* of the last step (STEP) or the epoch's training (EPOCH) */
+    double data_wait;              /* seconds spent waiting for data in this epoch */
+    double seconds_left;           /* estimate for the rest of the run, from this process's steps */
+    bool log_step;                 /* STEP: this step is logged (--log-every) */
+    double train_loss, train_top1; /* EPOCH; top-1 and top-5 in per cent */
     double val_loss, val_top1, val_top5, best_top1;
-    bool evaluated;                  /* EPOCH: the val_ numbers are of this epoch */
-    double seconds;                  /* EPOCH: training and evaluation */
+    bool evaluated; /* EPOCH: the val_ numbers are of this epoch */
+    double seconds; /* EPOCH: training and evaluation */
 } tn_event;
 
 typedef struct tn_run_hooks {
@@ -42,8 +43,9 @@ typedef struct tn_run_hooks {
     const volatile sig_atomic_t *stop; /* not NULL and nonzero: save and leave after the current step */
 } tn_run_hooks;
 
-/* Trains (contracts.md: "taunet train"). Writes the run's folder; holds a lock on it meanwhile. Returns TN_ERR_STOPPED after
- * a stop with a checkpoint, TN_ERR_DIVERGED when a value was not finite; earlier checkpoints stay. hooks may be NULL. */
+/* Trains (contracts.md: "taunet train"). Writes the run's folder; holds a lock on it meanwhile. Returns
+ * TN_ERR_STOPPED after a stop with a checkpoint, TN_ERR_DIVERGED when a value was not finite; earlier
+ * checkpoints stay. hooks may be NULL. */
 tn_status tn_run_train(const tn_options *options, const tn_run_hooks *hooks);
 
 typedef struct tn_evaluation {
@@ -52,7 +54,8 @@ typedef struct tn_evaluation {
     double seconds;
 } tn_evaluation;
 
-/* Evaluates a checkpoint on the validation images of a data set, each image once; writes predictions when asked. */
+/* Evaluates a checkpoint on the validation images of a data set, each image once; writes predictions when
+ * asked. */
 tn_status tn_run_eval(const tn_options *options, tn_evaluation *out);
 
 /* Writes freshly initialised weights. */
@@ -60,11 +63,12 @@ tn_status tn_run_init(const tn_options *options);
 
 typedef struct tn_bench {
     double images_per_second, minimum, maximum; /* median over timed steps */
-    double gflops;                              /* 6 x multiply-adds of direct convolutions x images_per_second */
-    double peak_gflops, peak_fraction;          /* fused multiply-adds of all threads, measured around the timed steps */
-    size_t peak_bytes;                          /* planned by the engine */
-    size_t resident_bytes;                      /* largest resident set of the process */
-    double start_seconds;                       /* from the call to the end of the first step */
+    double gflops; /* 6 x multiply-adds of direct convolutions x images_per_second */
+    double peak_gflops,
+        peak_fraction;     /* fused multiply-adds of all threads, measured around the timed steps */
+    size_t peak_bytes;     /* planned by the engine */
+    size_t resident_bytes; /* largest resident set of the process */
+    double start_seconds;  /* from the call to the end of the first step */
     int steps, batch, threads, chunk_rows;
     size_t parameters;
     char device[128];

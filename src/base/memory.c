@@ -7,8 +7,9 @@
 
 #define ALIGNMENT 64
 
-/* Stands in front of every block, padded to the alignment, so that tn_free knows the size. */
+/* Stands right in front of every block. */
 typedef struct header {
+    void *start; /* of the memory that the C library gave */
     size_t bytes;
 } header;
 
@@ -35,25 +36,27 @@ tn_status tn_alloc(void *out, size_t count, size_t size, const char *what) {
     if (size != 0 && count > limit / size)
         return tn_fail(TN_ERR_MEMORY, "%s: %zu x %zu bytes is more than can be addressed", what, count, size);
     size_t bytes = count * size;
-    size_t whole = (bytes + 2 * ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    unsigned char *block = planned_failure() ? NULL : aligned_alloc(ALIGNMENT, whole);
-    if (!block)
-        return tn_fail(TN_ERR_MEMORY,
-                       "%s: out of memory: asked for %.1f MiB with %.1f MiB in use; "
-                       "use a smaller --micro-batch or fewer --threads",
-                       what, (double)bytes / 1048576.0, (double)atomic_load(&in_use) / 1048576.0);
-    memset(block, 0, whole);
-    ((header *)(void *)block)->bytes = bytes;
+    /* calloc leaves large blocks untouched until they are used, where a memset would fetch every page now. */
+    void *start = planned_failure() ? NULL : calloc(1, bytes + sizeof(header) + ALIGNMENT);
+    if (!start)
+        return tn_fail(
+            TN_ERR_MEMORY,
+            "%s: out of memory: asked for %.1f MiB with %.1f MiB in use; use a smaller model, batch or "
+            "data set, or fewer threads",
+            what, (double)bytes / 1048576.0, (double)atomic_load(&in_use) / 1048576.0);
+    uintptr_t first = (uintptr_t)start + sizeof(header);
+    void *block = (unsigned char *)start + (sizeof(header) + (ALIGNMENT - first % ALIGNMENT) % ALIGNMENT);
+    ((header *)block)[-1] = (header){.start = start, .bytes = bytes};
     atomic_fetch_add(&in_use, bytes);
-    *slot = block + ALIGNMENT;
+    *slot = block;
     return TN_OK;
 }
 
 void tn_free(void *memory) {
     if (!memory) return;
-    unsigned char *block = (unsigned char *)memory - ALIGNMENT;
-    atomic_fetch_sub(&in_use, ((header *)(void *)block)->bytes);
-    free(block);
+    header h = ((header *)memory)[-1];
+    atomic_fetch_sub(&in_use, h.bytes);
+    free(h.start);
 }
 
 tn_status tn_grow(void *array, size_t *capacity, size_t needed, size_t size, const char *what) {

@@ -1,4 +1,5 @@
 /* The program: arguments to options, options to the library, results to the terminal. Uses only include/. */
+#include <ctype.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,9 +18,17 @@ static void on_signal(int number) {
     signal(number, SIG_DFL);
 }
 
+/* One line, whatever the names of files in it. */
+static void print_error(const char *message) {
+    char line[4096];
+    size_t length = strlen(message) < sizeof line ? strlen(message) : sizeof line - 1;
+    for (size_t i = 0; i < length; i++) line[i] = iscntrl((unsigned char)message[i]) ? '?' : message[i];
+    fprintf(stderr, "taunet: %.*s\n", (int)length, line);
+}
+
 static int report(tn_status status) {
     if (status == TN_OK) return EXIT_DONE;
-    fprintf(stderr, "taunet: %s\n", tn_error());
+    print_error(tn_error());
     if (status == TN_ERR_STOPPED && stop_signal) return 128 + stop_signal;
     return status == TN_ERR_USAGE ? EXIT_USAGE : EXIT_FAILED;
 }
@@ -129,6 +138,7 @@ static tn_status dispatch(const char *command, tn_options *options) {
 int main(int argc, char **argv) {
     const char *command = argc > 1 ? argv[1] : "help";
     tn_options *options;
+    signal(SIGXFSZ, SIG_IGN); /* a file that grows too large is a failed write, with a message */
     if (!strcmp(command, "--version")) {
         printf("taunet %s\n", tn_version());
         return flush_output(EXIT_DONE);

@@ -5,7 +5,7 @@
 
 #include "base/memory.h"
 
-#define LEVELS 31
+#define LEVELS 30
 
 struct tn_gradient_tree {
     tn_backend *backend;
@@ -29,7 +29,7 @@ int tn_gradient_tree_buffers(int chunks, int workers) {
     int others = workers - 1;
     if (workers >= chunks || workers > WORKERS_MAX) return chunks;
     for (int height = 0; 1 << height < chunks; height++) {
-        int next_done[WORKERS_MAX], next_front[WORKERS_MAX];
+        int next_done[WORKERS_MAX] = {0}, next_front[WORKERS_MAX] = {0};
         for (int m = 0; m <= others; m++) {
             next_done[m] = m == 0;
             next_front[m] = front[m];

@@ -12,11 +12,13 @@
 
 /* Position of a run, and what an epoch has summed up so far. */
 typedef struct tn_position {
-    long step;         /* steps done */
-    double loss_sum;   /* of the current epoch: sum over images, */
-    long rows, top1;   /* images and hits */
-    double best_top1;  /* per cent, -1 before the first evaluation */
-    int best_epoch;    /* -1 before */
+    long step;                     /* steps done */
+    double step_loss, step_lr;     /* of the last of them */
+    double loss_sum;               /* of the current epoch: sum over images, */
+    long rows, top1;               /* images and hits; 0 rows when the last epoch is finished and logged */
+    double best_top1;              /* per cent, -1 before the first evaluation */
+    long best_epoch;               /* -1 before */
+    long train_images;             /* in the data set: another number means other epochs */
     long log_bytes, metrics_bytes; /* lengths of log.jsonl and metrics.csv that belong to this state */
 } tn_position;
 

@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -161,14 +162,18 @@ tn_status tn_checkpoint_load(tn_engine *engine, const tn_safetensors *file, cons
 
 /* ---- metadata ---- */
 
-static tn_status number(const tn_safetensors *file, const char *path, const char *key, bool whole, double *out) {
+/* Reads a number of the metadata into whichever of `whole` and `real` is not NULL. */
+static tn_status number(const tn_safetensors *file, const char *path, const char *key, long *whole, double *real) {
     const char *text = tn_safetensors_metadata(file, key);
     if (!text)
         return tn_fail(TN_ERR_DATA, "%s: no '%s' in the metadata: not the last.safetensors of a run", path, key);
     char *end;
     errno = 0;
-    *out = strtod(text, &end);
-    if (end == text || *end || errno || (whole && *out != (double)(long)*out))
+    if (whole)
+        *whole = strtol(text, &end, 10);
+    else
+        *real = strtod(text, &end);
+    if (end == text || *end || errno || (real && !isfinite(*real)))
         return tn_fail(TN_ERR_DATA, "%s: '%s' in the metadata is not a number: %.40s", path, key, text);
     return TN_OK;
 }
@@ -179,22 +184,18 @@ tn_status tn_checkpoint_position(const tn_safetensors *file, const char *path, t
         long *whole;
         double *real;
     } fields[] = {{"step", &out->step, NULL},
+                  {"step_loss", NULL, &out->step_loss},
+                  {"step_lr", NULL, &out->step_lr},
                   {"epoch_loss_sum", NULL, &out->loss_sum},
                   {"epoch_rows", &out->rows, NULL},
                   {"epoch_top1", &out->top1, NULL},
                   {"best_top1", NULL, &out->best_top1},
+                  {"best_epoch", &out->best_epoch, NULL},
+                  {"train_images", &out->train_images, NULL},
                   {"log_bytes", &out->log_bytes, NULL},
                   {"metrics_bytes", &out->metrics_bytes, NULL}};
-    double value = 0;
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-        TN_TRY(number(file, path, fields[i].key, fields[i].whole != NULL, &value));
-        if (fields[i].whole)
-            *fields[i].whole = (long)value;
-        else
-            *fields[i].real = value;
-    }
-    TN_TRY(number(file, path, "best_epoch", true, &value));
-    out->best_epoch = (int)value;
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        TN_TRY(number(file, path, fields[i].key, fields[i].whole, fields[i].real));
     if (out->step < 0 || out->rows < 0 || out->log_bytes < 0 || out->metrics_bytes < 0)
         return tn_fail(TN_ERR_DATA, "%s: a negative position in the metadata", path);
     return TN_OK;

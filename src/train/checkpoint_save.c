@@ -104,11 +104,14 @@ static void describe(metadata *m, const tn_checkpoint_info *info, const tn_posit
     if (info->std) meta_floats(m, "std", info->std, info->input.channels);
     if (!p) return;
     meta(m, "step", "%ld", p->step);
+    meta(m, "step_loss", "%.17g", p->step_loss);
+    meta(m, "step_lr", "%.17g", p->step_lr);
     meta(m, "epoch_loss_sum", "%.17g", p->loss_sum);
     meta(m, "epoch_rows", "%ld", p->rows);
     meta(m, "epoch_top1", "%ld", p->top1);
     meta(m, "best_top1", "%.17g", p->best_top1);
-    meta(m, "best_epoch", "%d", p->best_epoch);
+    meta(m, "best_epoch", "%ld", p->best_epoch);
+    meta(m, "train_images", "%ld", p->train_images);
     meta(m, "log_bytes", "%ld", p->log_bytes);
     meta(m, "metrics_bytes", "%ld", p->metrics_bytes);
 }

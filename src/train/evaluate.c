@@ -1,4 +1,5 @@
 /* `taunet eval` and `taunet init`. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -65,7 +66,7 @@ static tn_status open_model(evaluation *v, const char *path) {
                                .threads = o->threads,
                                .micro_batch = o->micro_batch,
                                .max_batch = o->batch};
-    TN_TRY(tn_engine_create(v->model, &config, &v->engine));
+    TN_TRY(tn_setup_engine(v->model, &config, &v->engine));
     return tn_checkpoint_load(v->engine, v->file, path, false);
 }
 
@@ -77,12 +78,16 @@ static tn_status evaluate(evaluation *v, tn_evaluation *out) {
     v->data = tn_dataset_describe(v->dataset);
     TN_TRY(open_model(v, o->checkpoint));
     TN_TRY(open_loader(v));
+    TN_TRY(tn_setup_check_output(o->predictions));
     if (o->predictions[0])
         TN_TRY(tn_alloc(&v->predictions, (size_t)v->data.val_count * (size_t)v->data.classes, sizeof(float),
                         "predictions"));
     tn_result result;
     double start = tn_now();
     TN_TRY(tn_setup_evaluate(v->engine, v->loader, NULL, &result, v->predictions));
+    if (!isfinite(result.loss))
+        return tn_fail(TN_ERR_DIVERGED, "%s: the loss on %s is not finite: the weights are, or lead to, no numbers",
+                       o->checkpoint, o->data);
     *out = (tn_evaluation){.loss = result.loss / result.rows,
                            .top1 = 100.0 * result.top1 / result.rows,
                            .top5 = 100.0 * result.top5 / result.rows,

@@ -109,7 +109,7 @@ static tn_status open_engine(run *r) {
                                .micro_batch = o->micro_batch,
                                .max_batch = o->batch,
                                .training = true};
-    TN_TRY(tn_engine_create(r->model, &config, &r->engine));
+    TN_TRY(tn_setup_engine(r->model, &config, &r->engine));
     r->tau = tn_engine_find_parameter(r->engine, "tau");
     return tn_engine_initialise(r->engine, o->seed);
 }
@@ -125,15 +125,19 @@ static tn_status load_weights(run *r, const char *path, bool resume) {
 
 static tn_status open_state(run *r) {
     char path[TN_RUN_PATH], note[128];
-    r->position = (tn_position){.best_top1 = -1, .best_epoch = -1};
+    r->position = (tn_position){.best_top1 = -1, .best_epoch = -1, .train_images = r->data.train_count};
     if (r->folder.has_checkpoint) {
         TN_TRY(load_weights(r, tn_run_folder_file(&r->folder, "last.safetensors", path), true));
+        if (r->position.train_images != r->data.train_count)
+            return tn_fail(TN_ERR_DATA, "--data %s: %d training images, but the run in %s had %ld; resume with those",
+                           r->options->data, r->data.train_count, r->folder.path, r->position.train_images);
         r->resumed = true;
         snprintf(note, sizeof note, "resuming at step %ld of %ld", r->position.step, r->steps);
         send(r, TN_EVENT_NOTE, note);
     } else if (r->options->init[0]) {
         TN_TRY(load_weights(r, r->options->init, false));
     }
+    r->event = (tn_event){.steps = r->steps, .batches = r->batches, .best_top1 = r->position.best_top1};
     TN_TRY(tn_loader_seek(r->train, (int)(r->position.step / r->batches), (int)(r->position.step % r->batches)));
     if (!r->folder.has_checkpoint) TN_TRY(tn_run_folder_clear(&r->folder));
     TN_TRY(tn_run_folder_write_config(&r->folder, r->options));
@@ -188,6 +192,14 @@ static tn_status log_start(run *r) {
     return tn_run_folder_log(&r->folder, line);
 }
 
+static tn_status step_events(run *r) {
+    const tn_event *e = &r->event;
+    TN_TRY(tn_tfevents_scalar(r->folder.events, "step/loss", e->step, e->loss, -1));
+    TN_TRY(tn_tfevents_scalar(r->folder.events, "step/lr", e->step, e->lr, -1));
+    if (!isnan(e->tau)) TN_TRY(tn_tfevents_scalar(r->folder.events, "step/tau", e->step, e->tau, -1));
+    return TN_OK;
+}
+
 static tn_status log_step(run *r) {
     const tn_event *e = &r->event;
     json_t *line = json_object();
@@ -199,10 +211,7 @@ static tn_status log_step(run *r) {
     put(line, "tau", tn_json_real(e->tau));
     put(line, "images_per_second", tn_json_real(e->images_per_second));
     TN_TRY(tn_run_folder_log(&r->folder, line));
-    TN_TRY(tn_tfevents_scalar(r->folder.events, "step/loss", e->step, e->loss, -1));
-    TN_TRY(tn_tfevents_scalar(r->folder.events, "step/lr", e->step, e->lr, -1));
-    if (!isnan(e->tau)) TN_TRY(tn_tfevents_scalar(r->folder.events, "step/tau", e->step, e->tau, -1));
-    return TN_OK;
+    return step_events(r);
 }
 
 static tn_status log_epoch(run *r) {
@@ -361,6 +370,8 @@ static tn_status train_step(run *r) {
     TN_TRY(status);
     double seconds = tn_now() - start;
     p->step++;
+    p->step_loss = result.loss / result.rows;
+    p->step_lr = sgd.lr;
     p->loss_sum += result.loss;
     p->rows += result.rows;
     p->top1 += result.top1;
@@ -370,8 +381,8 @@ static tn_status train_step(run *r) {
     e->step = p->step;
     e->epoch = epoch;
     e->batch = index + 1;
-    e->loss = result.loss / result.rows;
-    e->lr = sgd.lr;
+    e->loss = p->step_loss;
+    e->lr = p->step_lr;
     e->tau = tau_of(r);
     e->images_per_second = result.rows / seconds;
     e->seconds_left = (tn_now() - r->started) / (double)(p->step - r->first_step) * (double)(r->steps - p->step);
@@ -415,12 +426,7 @@ static tn_status partial_epoch(run *r) {
 
 /* A run that was stopped while an epoch was evaluated still has that epoch to finish. */
 static tn_status pending_epoch(run *r) {
-    long step = r->position.step;
-    if (step == 0 || step % r->batches != 0 || r->position.rows == 0) return TN_OK;
-    r->event.epoch = (int)(step / r->batches) - 1;
-    r->event.lr = learning_rate(r, step - 1);
-    r->event.tau = tau_of(r);
-    return whole_epoch(r);
+    return r->position.rows > 0 && r->position.step % r->batches == 0 ? whole_epoch(r) : TN_OK;
 }
 
 static tn_status train_steps(run *r) {
@@ -431,7 +437,8 @@ static tn_status train_steps(run *r) {
         TN_TRY(train_step(r));
         TN_TRY(profile(r));
         if (r->position.step % r->batches == 0) TN_TRY(whole_epoch(r));
-        if (stop_signal(r)) return tn_fail(TN_ERR_STOPPED, "stopped");
+        /* After the last step there is nothing left to stop but the evaluation, which looks for itself. */
+        if (stop_signal(r) && r->position.step < r->steps) return tn_fail(TN_ERR_STOPPED, "stopped");
     }
     return r->position.rows > 0 ? partial_epoch(r) : TN_OK;
 }
@@ -445,20 +452,27 @@ static tn_status loop(run *r) {
     return status == TN_ERR_STOPPED ? stopped(r) : status;
 }
 
+/* The last step before a resume is that of r->event again, and told again where the event files drop it. */
+static tn_status recall_step(run *r) {
+    const tn_position *p = &r->position;
+    r->event.step = p->step;
+    r->event.epoch = (int)((p->step - 1) / r->batches);
+    r->event.loss = p->step_loss;
+    r->event.lr = p->step_lr;
+    r->event.tau = tau_of(r);
+    return p->rows > 0 && p->step % r->options->log_every == 0 ? step_events(r) : TN_OK;
+}
+
 static tn_status start(run *r, const tn_options *options) {
-    if (!options->resume || options->overwrite) TN_TRY(tn_options_check(options));
+    if (!options->resume || options->overwrite || !options->out[0]) TN_TRY(tn_options_check(options));
     TN_TRY(resolve_options(r, options));
     TN_TRY(tn_options_check(r->options));
     TN_TRY(tn_schedule_parse(r->options->schedule, &r->schedule));
     TN_TRY(open_data(r));
     TN_TRY(open_engine(r));
+    TN_TRY(tn_setup_check_output(r->options->profile));
     TN_TRY(open_state(r));
-    r->event = (tn_event){.step = r->position.step,
-                          .steps = r->steps,
-                          .batches = r->batches,
-                          .best_top1 = r->position.best_top1,
-                          .epoch = (int)(r->position.step / r->batches)};
-    if (!r->resumed) TN_TRY(log_start(r));
+    TN_TRY(r->resumed ? recall_step(r) : log_start(r));
     char text[512];
     snprintf(text, sizeof text,
              "%s %s on %s: %zu parameters, %.1f M multiply-adds an image; %d training and %d validation images; %s, %d "

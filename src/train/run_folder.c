@@ -27,16 +27,29 @@ static bool exists(const tn_run_folder *folder, const char *name) {
     return access(tn_run_folder_file(folder, name, path), F_OK) == 0;
 }
 
-static tn_status make_folders(const char *path) {
+static tn_status make_folders(tn_run_folder *folder) {
+    const char *path = folder->path;
     char part[4096];
     for (size_t i = 1; path[i - 1]; i++) {
         if (path[i] != '/' && path[i] != 0) continue;
         memcpy(part, path, i);
         part[i] = 0;
-        if (mkdir(part, 0777) != 0 && errno != EEXIST)
+        if (mkdir(part, 0777) == 0)
+            folder->made = folder->made ? folder->made : i;
+        else if (errno != EEXIST)
             return tn_fail(TN_ERR_IO, "--out %s: cannot make the folder %s: %s", path, part, strerror(errno));
     }
     return TN_OK;
+}
+
+/* Best effort: a folder that is not empty any more stays. */
+static void remove_made_folders(tn_run_folder *folder) {
+    if (!folder->made) return;
+    for (size_t i = strlen(folder->path); i >= folder->made; i--) {
+        if (folder->path[i] != '/' && folder->path[i] != 0) continue;
+        folder->path[i] = 0;
+        (void)rmdir(folder->path);
+    }
 }
 
 /* Whether a name is that of a file that a run writes. */
@@ -50,20 +63,25 @@ static bool is_run_file(const char *name) {
     return !strncmp(name, "events.out.tfevents.", 20);
 }
 
+static tn_status remove_file(const tn_run_folder *folder, const char *name) {
+    char path[TN_RUN_PATH];
+    if (unlink(tn_run_folder_file(folder, name, path)) == 0 || errno == ENOENT) return TN_OK;
+    return tn_fail(TN_ERR_IO, "%s: cannot remove: %s", path, strerror(errno));
+}
+
 tn_status tn_run_folder_clear(const tn_run_folder *folder) {
     DIR *dir = opendir(folder->path);
     if (!dir) return tn_fail(TN_ERR_IO, "%s: cannot read the folder: %s", folder->path, strerror(errno));
-    char path[TN_RUN_PATH];
-    tn_status status = TN_OK;
+    tn_status status = remove_file(folder, "last.safetensors");
+    if (status == TN_OK) status = remove_file(folder, "config.toml");
     for (struct dirent *entry; status == TN_OK && (entry = readdir(dir));)
-        if (is_run_file(entry->d_name) && unlink(tn_run_folder_file(folder, entry->d_name, path)) != 0)
-            status = tn_fail(TN_ERR_IO, "%s: cannot remove: %s", path, strerror(errno));
+        if (is_run_file(entry->d_name)) status = remove_file(folder, entry->d_name);
     closedir(dir);
     return status;
 }
 
 static tn_status open_folder(tn_run_folder *folder, bool resume, bool overwrite) {
-    TN_TRY(make_folders(folder->path));
+    TN_TRY(make_folders(folder));
     folder->lock = open(folder->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder->lock < 0) return tn_fail(TN_ERR_IO, "--out %s: cannot open the folder: %s", folder->path, strerror(errno));
     if (flock(folder->lock, LOCK_EX | LOCK_NB) != 0)
@@ -93,13 +111,14 @@ tn_status tn_run_folder_open_logs(tn_run_folder *folder, const tn_position *posi
     TN_TRY(tn_line_log_open(tn_run_folder_file(folder, "metrics.csv", path), position->metrics_bytes, &folder->metrics));
     if (position->metrics_bytes == 0) TN_TRY(tn_line_log_append(folder->metrics, METRICS_HEADER));
     TN_TRY(tn_tfevents_open(folder->path, &folder->events));
-    if (position->step > 0) TN_TRY(tn_tfevents_session_start(folder->events, position->step, -1));
-    return TN_OK;
+    if (position->step == 0) return TN_OK;
+    return tn_tfevents_session_start(folder->events, position->step + (position->rows == 0), -1);
 }
 
 tn_status tn_run_folder_close(tn_run_folder *folder) {
     tn_status log = tn_line_log_close(folder->log), metrics = tn_line_log_close(folder->metrics);
     tn_status events = tn_tfevents_close(folder->events);
+    remove_made_folders(folder);
     if (folder->lock >= 0) close(folder->lock); /* also unlocks; nothing was written through it */
     folder->log = folder->metrics = NULL;
     folder->events = NULL;
@@ -107,7 +126,7 @@ tn_status tn_run_folder_close(tn_run_folder *folder) {
     return log != TN_OK ? log : metrics != TN_OK ? metrics : events;
 }
 
-tn_status tn_run_folder_write_config(const tn_run_folder *folder, const tn_options *options) {
+tn_status tn_run_folder_write_config(tn_run_folder *folder, const tn_options *options) {
     char path[TN_RUN_PATH], *text;
     tn_atomic_file *file;
     TN_TRY(tn_options_print_config(options, &text));
@@ -120,6 +139,7 @@ tn_status tn_run_folder_write_config(const tn_run_folder *folder, const tn_optio
             tn_atomic_abort(file);
     }
     tn_options_free_text(text);
+    if (status == TN_OK) folder->made = 0;
     return status;
 }
 
@@ -137,6 +157,7 @@ tn_status tn_run_folder_log(tn_run_folder *folder, json_t *line) {
 }
 
 tn_status tn_run_folder_sync(tn_run_folder *folder, tn_position *position) {
+    TN_TRY(tn_tfevents_flush(folder->events));
     TN_TRY(tn_line_log_sync(folder->log));
     TN_TRY(tn_line_log_sync(folder->metrics));
     position->log_bytes = (long)tn_line_log_position(folder->log);
@@ -148,14 +169,11 @@ tn_status tn_run_folder_prune(const tn_run_folder *folder, int keep) {
     struct dirent **names;
     int count = scandir(folder->path, &names, NULL, alphasort), epochs = 0;
     if (count < 0) return tn_fail(TN_ERR_IO, "%s: cannot read the folder: %s", folder->path, strerror(errno));
-    char path[TN_RUN_PATH];
     tn_status status = TN_OK;
     /* Newest first: four digits sort as text up to epoch 9999, and longer numbers are rare enough to keep. */
     for (int i = count - 1; i >= 0; i--) {
         bool epoch = !strncmp(names[i]->d_name, "epoch-", 6) && is_run_file(names[i]->d_name);
-        if (epoch && ++epochs > keep && status == TN_OK &&
-            unlink(tn_run_folder_file(folder, names[i]->d_name, path)) != 0)
-            status = tn_fail(TN_ERR_IO, "%s: cannot remove: %s", path, strerror(errno));
+        if (epoch && ++epochs > keep && status == TN_OK) status = remove_file(folder, names[i]->d_name);
         free(names[i]);
     }
     free(names);

@@ -1,8 +1,10 @@
 #include "train/setup.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #include "backend/backend.h"
+#include "io/atomic_file.h"
 
 tn_status tn_setup_model(const tn_options *options, tn_input_shape input, int classes, tn_model **out) {
     tn_model_config config = {.model = options->model,
@@ -18,6 +20,29 @@ tn_status tn_setup_model(const tn_options *options, tn_input_shape input, int cl
     return tn_model_build(&config, out);
 }
 
+tn_status tn_setup_engine(const tn_model *model, const tn_engine_config *config, tn_engine **out) {
+    TN_TRY(tn_engine_create(model, config, out));
+    double bytes = (double)tn_engine_bytes(*out);
+    double machine = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    if (bytes <= machine) return TN_OK;
+    tn_engine_free(*out);
+    *out = NULL;
+    return tn_fail(TN_ERR_MEMORY,
+                   "out of memory: %.1f GiB planned for batches of %d, the machine has %.1f GiB; use a "
+                   "smaller --batch or "
+                   "--model, or fewer --threads",
+                   bytes / 0x1p30, config->max_batch, machine / 0x1p30);
+}
+
+tn_status tn_setup_check_output(const char *path) {
+    tn_atomic_file *file;
+    if (path[0]) {
+        TN_TRY(tn_atomic_begin(path, &file));
+        tn_atomic_abort(file);
+    }
+    return TN_OK;
+}
+
 tn_status tn_setup_check_device(const tn_options *options) {
     const tn_backend_ops *ops;
     int number;
@@ -28,16 +53,19 @@ tn_status tn_setup_check_device(const tn_options *options) {
     return TN_OK;
 }
 
-static tn_status choose(const char *name, const tn_float_list *list, const float *standard, int channels, float *out) {
+static tn_status choose(const char *name, const tn_float_list *list, const float *standard, int channels,
+                        float *out) {
     if (list->count > 1 && list->count != channels)
-        return tn_fail(TN_ERR_USAGE, "--%s has %d numbers, the images have %d channels; give one a channel or one for all",
+        return tn_fail(TN_ERR_USAGE,
+                       "--%s has %d numbers, the images have %d channels; give one a channel or one for all",
                        name, list->count, channels);
     for (int c = 0; c < channels; c++)
         out[c] = list->count == 0 ? standard[c] : list->values[list->count == 1 ? 0 : c];
     return TN_OK;
 }
 
-tn_status tn_setup_normalisation(const tn_options *options, const tn_dataset_info *info, float *mean, float *std) {
+tn_status tn_setup_normalisation(const tn_options *options, const tn_dataset_info *info, float *mean,
+                                 float *std) {
     TN_TRY(choose("mean", &options->mean, info->mean, info->channels, mean));
     return choose("std", &options->std, info->std, info->channels, std);
 }

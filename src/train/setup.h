@@ -10,15 +10,23 @@
 /* Model for images of the given shape. Free with tn_model_free. */
 tn_status tn_setup_model(const tn_options *options, tn_input_shape input, int classes, tn_model **out);
 
+/* tn_engine_create for work that starts at once: TN_ERR_MEMORY also when the plan is larger than the
+ * machine's memory, where the allocation succeeds and the process would be killed later. */
+tn_status tn_setup_engine(const tn_model *model, const tn_engine_config *config, tn_engine **out);
+
+/* Fails now if a file at `path` could not be written later, after the work. "" is no file. */
+tn_status tn_setup_check_output(const char *path);
+
 /* Checks options that this build cannot serve: precision other than fp32 on the CPU. */
 tn_status tn_setup_check_device(const tn_options *options);
 
-/* Mean and standard deviation per channel: the options' where given (one number stands for all channels), else
- * the data set's. mean and std are [info->channels]. */
-tn_status tn_setup_normalisation(const tn_options *options, const tn_dataset_info *info, float *mean, float *std);
+/* Mean and standard deviation per channel: the options' where given (one number stands for all channels),
+ * else the data set's. mean and std are [info->channels]. */
+tn_status tn_setup_normalisation(const tn_options *options, const tn_dataset_info *info, float *mean,
+                                 float *std);
 
-/* Evaluates the model on every validation image once. predictions: [val_count][classes] or NULL. *stop may end it early:
- * TN_ERR_STOPPED. Sums of losses and counts go to *result. */
+/* Evaluates the model on every validation image once. predictions: [val_count][classes] or NULL. *stop may
+ * end it early: TN_ERR_STOPPED. Sums of losses and counts go to *result. */
 tn_status tn_setup_evaluate(tn_engine *engine, tn_loader *loader, const volatile int *stop, tn_result *result,
                             float *predictions);
 

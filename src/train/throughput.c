@@ -17,7 +17,7 @@
 
 /* Every step: forward, backward with respect to data and weights, two operations for each multiply-add. */
 #define OPERATIONS_PER_MULTIPLY_ADD 6.0
-#define PEAK_SECONDS 0.3
+#define PEAK_SECONDS                0.3
 
 /* ---- bench ---- */
 
@@ -75,9 +75,10 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static tn_status time_steps(tn_engine *engine, const synthetic *s, const tn_options *o, double start, double *rates,
-                            tn_bench *out) {
-    /* A rate of zero keeps the weights where they are: every step does the same work, for any number of steps. */
+static tn_status time_steps(tn_engine *engine, const synthetic *s, const tn_options *o, double start,
+                            double *rates, tn_bench *out) {
+    /* A rate of zero keeps the weights where they are: every step does the same work, for any number of
+     * steps. */
     tn_sgd sgd = {.lr = 0.0, .momentum = 0.9, .weight_decay = 1e-4, .scalar_lr = 0.1};
     tn_result result;
     for (int i = -o->warmup_steps - 1; i < o->steps; i++) {
@@ -99,7 +100,7 @@ static tn_status bench(const tn_options *o, tn_model *model, tn_engine **engine,
                                .micro_batch = o->micro_batch,
                                .max_batch = o->batch,
                                .training = true};
-    TN_TRY(tn_engine_create(model, &config, engine));
+    TN_TRY(tn_setup_engine(model, &config, engine));
     TN_TRY(tn_engine_initialise(*engine, 0));
     TN_TRY(make_batch(s, o->input, o->classes, o->batch));
     TN_TRY(tn_alloc(rates, (size_t)o->steps, sizeof **rates, "timings"));
@@ -150,16 +151,17 @@ tn_status tn_run_bench(const tn_options *options, tn_bench *out) {
 
 /* Layers that differ only in position are listed once, with how often they occur. */
 static bool same_layer(tn_layer_info a, tn_layer_info b, const tn_engine *e, int i, int j) {
-    return !strcmp(a.kind, b.kind) && a.channels == b.channels && a.height == b.height && a.width == b.width &&
-           a.parameters == b.parameters && a.multiply_adds == b.multiply_adds &&
+    return !strcmp(a.kind, b.kind) && a.channels == b.channels && a.height == b.height &&
+           a.width == b.width && a.parameters == b.parameters && a.multiply_adds == b.multiply_adds &&
            !strcmp(tn_engine_implementation(e, i, 0), tn_engine_implementation(e, j, 0)) &&
            !strcmp(tn_engine_implementation(e, i, 1), tn_engine_implementation(e, j, 1));
 }
 
 static tn_status print_layers(const tn_engine *e, const tn_model *m, tn_string *text) {
     int count = tn_model_layer_count(m);
-    TN_TRY(tn_string_printf(text, "\n%5s  %-24s %-10s %-12s %11s %13s  %s\n", "times", "first layer", "kind", "output",
-                            "parameters", "multiply-adds", "implementations (forward, data, weights)"));
+    TN_TRY(tn_string_printf(text, "\n%5s  %-24s %-10s %-12s %11s %13s  %s\n", "times", "first layer", "kind",
+                            "output", "parameters", "multiply-adds",
+                            "implementations (forward, data, weights)"));
     for (int i = 0; i < count; i++) {
         tn_layer_info layer = tn_model_layer(m, i);
         int times = 0, first = 1;
@@ -171,8 +173,8 @@ static tn_status print_layers(const tn_engine *e, const tn_model *m, tn_string *
         if (!first) continue;
         char shape[32];
         snprintf(shape, sizeof shape, "%dx%dx%d", layer.channels, layer.height, layer.width);
-        TN_TRY(tn_string_printf(text, "%5d  %-24s %-10s %-12s %11zu %13.0f  ", times, layer.name, layer.kind, shape,
-                                layer.parameters, layer.multiply_adds));
+        TN_TRY(tn_string_printf(text, "%5d  %-24s %-10s %-12s %11zu %13.0f  ", times, layer.name, layer.kind,
+                                shape, layer.parameters, layer.multiply_adds));
         for (int k = 0; k < 3; k++) {
             const char *name = tn_engine_implementation(e, i, k);
             if (k == 0 || name[0] || tn_engine_implementation(e, i, 2)[0])
@@ -184,27 +186,28 @@ static tn_status print_layers(const tn_engine *e, const tn_model *m, tn_string *
 }
 
 static tn_status print_text(const tn_options *o, const tn_engine *e, const tn_model *m, tn_string *text) {
-    TN_TRY(tn_string_printf(text, "taunet %s\ndevice         %s\nthreads        %d of %d processors\n", tn_version(),
-                            tn_engine_device(e), tn_engine_threads(e), tn_processor_count()));
+    TN_TRY(tn_string_printf(text, "taunet %s\ndevice         %s\nthreads        %d of %d processors\n",
+                            tn_version(), tn_engine_device(e), tn_engine_threads(e), tn_processor_count()));
     TN_TRY(tn_string_printf(text, "libraries      zlib, jansson, xxhash; no CUDA in this build\n"));
     TN_TRY(tn_string_printf(text, "model          %s, variant %s, %s%s\n", o->model, o->variant,
                             o->tau[0] ? "tau = " : "tau as the variant has it", o->tau));
     TN_TRY(tn_string_printf(text, "input          %dx%dx%d, %d classes\n", o->input.channels, o->input.height,
                             o->input.width, o->classes));
     TN_TRY(tn_string_printf(text, "parameters     %zu\nmultiply-adds  %.0f an image, forward (%.1f M)\n",
-                            tn_model_parameter_count(m), tn_model_multiply_adds(m), tn_model_multiply_adds(m) * 1e-6));
-    TN_TRY(tn_string_printf(text, "planned peak   %zu bytes (%.1f MiB) for training at batch %d, chunks of %d\n",
-                            tn_engine_bytes(e), (double)tn_engine_bytes(e) / 1048576.0, o->batch,
-                            tn_engine_chunk_rows(e)));
+                            tn_model_parameter_count(m), tn_model_multiply_adds(m),
+                            tn_model_multiply_adds(m) * 1e-6));
+    TN_TRY(tn_string_printf(
+        text, "planned peak   %zu bytes (%.1f MiB) for training at batch %d, chunks of %d\n",
+        tn_engine_bytes(e), (double)tn_engine_bytes(e) / 1048576.0, o->batch, tn_engine_chunk_rows(e)));
     return print_layers(e, m, text);
 }
 
 static tn_status print_json(const tn_options *o, const tn_engine *e, const tn_model *m, tn_string *text) {
-    json_t *root = json_pack("{s:s,s:s,s:i,s:s,s:s,s:I,s:f,s:I,s:i,s:i}", "version", tn_version(), "device",
-                             tn_engine_device(e), "threads", tn_engine_threads(e), "model", o->model, "variant",
-                             o->variant, "parameters", (json_int_t)tn_model_parameter_count(m), "multiply_adds",
-                             tn_model_multiply_adds(m), "peak_bytes", (json_int_t)tn_engine_bytes(e), "chunk",
-                             tn_engine_chunk_rows(e), "layers", tn_model_layer_count(m));
+    json_t *root = json_pack(
+        "{s:s,s:s,s:i,s:s,s:s,s:I,s:f,s:I,s:i,s:i}", "version", tn_version(), "device", tn_engine_device(e),
+        "threads", tn_engine_threads(e), "model", o->model, "variant", o->variant, "parameters",
+        (json_int_t)tn_model_parameter_count(m), "multiply_adds", tn_model_multiply_adds(m), "peak_bytes",
+        (json_int_t)tn_engine_bytes(e), "chunk", tn_engine_chunk_rows(e), "layers", tn_model_layer_count(m));
     char *dump = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
     json_decref(root);
     if (!dump) return tn_fail(TN_ERR_MEMORY, "info: out of memory");
@@ -220,8 +223,10 @@ tn_status tn_run_info(const tn_options *options, char **out) {
     *out = NULL;
     TN_TRY(tn_options_check(options));
     tn_status status = tn_setup_model(options, options->input, options->classes, &model);
-    tn_engine_config config = {
-        .threads = options->threads, .micro_batch = options->micro_batch, .max_batch = options->batch, .training = true};
+    tn_engine_config config = {.threads = options->threads,
+                               .micro_batch = options->micro_batch,
+                               .max_batch = options->batch,
+                               .training = true};
     if (status == TN_OK) status = tn_engine_create(model, &config, &engine);
     if (status == TN_OK) status = (options->json ? print_json : print_text)(options, engine, model, &text);
     tn_engine_free(engine);

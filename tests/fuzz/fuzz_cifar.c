@@ -35,7 +35,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint8_t *bytes = malloc(copies * part + 1);
     if (!bytes) abort();
     for (size_t c = 0; c < copies; c++) memcpy(bytes + c * part, data + 2, part);
-    uint8_t *exact = realloc(bytes, copies * part ? copies * part : 1);
+    uint8_t *exact = realloc(bytes, part > 0 ? copies * part : 1);
     if (!exact) abort();
     decode(kind, exact, copies * part);
     if (strchr(tn_error(), '\n')) abort();

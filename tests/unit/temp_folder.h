@@ -89,6 +89,23 @@ static inline int temp_count(const temp_folder *folder) {
     return count;
 }
 
+/* Waits, ten seconds at most, until the folder holds a file of at least `bytes` bytes. */
+static inline int temp_wait_for_bytes(const temp_folder *folder, long bytes) {
+    for (int tries = 0; tries < 10000; tries++, usleep(1000)) {
+        int found = 0;
+        DIR *entries = opendir(folder->path);
+        for (struct dirent *entry; entries && (entry = readdir(entries)) != NULL;) {
+            struct stat info;
+            if (stat(temp_path_of(folder, entry->d_name).text, &info) == 0 && S_ISREG(info.st_mode) &&
+                info.st_size >= bytes)
+                found = 1;
+        }
+        if (entries) closedir(entries);
+        if (found) return 1;
+    }
+    return 0;
+}
+
 /* From now on this process cannot make files longer than `bytes` (writes fail with EFBIG); -1 lifts the
  * limit. */
 static inline void temp_limit_files(long bytes) {

@@ -303,21 +303,26 @@ static void killed_anywhere_leaves_a_whole_file(void **state) {
 
 static void sweep_removes_what_a_killed_process_left(void **state) {
     (void)state;
+    char name[256];
+    memset(name, 'n', 255);
+    name[255] = 0;
+    temp_path longest = temp_path_of(&folder, name);
     pid_t child = fork();
     assert_true(child >= 0);
     if (child == 0) {
         tn_atomic_file *file;
         if (tn_atomic_begin(path.text, &file) != TN_OK || tn_atomic_write(file, "ne", 2) != TN_OK) _exit(1);
+        if (tn_atomic_begin(longest.text, &file) != TN_OK) _exit(1);
         raise(SIGKILL);
     }
     int how;
     assert_int_equal(waitpid(child, &how, 0), child);
     assert_true(WIFSIGNALED(how));
-    assert_int_equal(temp_count(&folder), 2);
+    assert_int_equal(temp_count(&folder), 3);
     assert_true(temp_holds(path.text, "old"));
     int removed = 10;
     assert_int_equal(tn_atomic_sweep(folder.path, &removed), TN_OK);
-    assert_int_equal(removed, 11);
+    assert_int_equal(removed, 12);
     assert_untouched();
 }
 
@@ -325,9 +330,9 @@ static void sweep_spares_living_and_foreign_files(void **state) {
     (void)state;
     tn_atomic_file *file;
     assert_int_equal(tn_atomic_begin(path.text, &file), TN_OK);
-    static const char *const foreign[] = {"a.tn-tmp",     ".tn-tmp",     "a.1.tn-tmp",
-                                          "a.1.x.tn-tmp", ".1.2.tn-tmp", "a.1.2.tn-tmp.",
-                                          "a.1.2tn-tmp",  "1.2.tn-tmp",  "a..2.tn-tmp"};
+    static const char *const foreign[] = {"a.tn-tmp",    ".tn-tmp",       "a.1.tn-tmp",  "a.1.x.tn-tmp",
+                                          ".1.2.tn-tmp", "a.1.2.tn-tmp.", "a.1.2tn-tmp", "1.2.tn-tmp",
+                                          "a..2.tn-tmp", "ab1.2.tn-tmp",  "a.1x2.tn-tmp"};
     int names = (int)(sizeof foreign / sizeof *foreign);
     for (int i = 0; i < names; i++) temp_write(temp_path_of(&folder, foreign[i]).text, "x", 1);
     assert_int_equal(mkdir(temp_path_of(&folder, "b.1.2.tn-tmp").text, 0777), 0);

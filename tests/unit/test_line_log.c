@@ -259,7 +259,7 @@ static void killed_process_leaves_whole_lines(void **state) {
         for (;;)
             if (tn_line_log_append(log, "0123456789012345678") != TN_OK) _exit(1);
     }
-    usleep(20000);
+    assert_true(temp_wait_for_bytes(&folder, 2000));
     assert_int_equal(kill(child, SIGKILL), 0);
     int how;
     assert_int_equal(waitpid(child, &how, 0), child);

@@ -504,7 +504,7 @@ static void killed_process_leaves_whole_records(void **state) {
             if (tn_tfevents_scalar(events, "a", i, i, 1) != TN_OK || tn_tfevents_flush(events) != TN_OK)
                 _exit(1);
     }
-    usleep(20000);
+    assert_true(temp_wait_for_bytes(&folder, 2000));
     assert_int_equal(kill(child, SIGKILL), 0);
     int how;
     assert_int_equal(waitpid(child, &how, 0), child);

@@ -68,7 +68,7 @@ static void writes_events_and_thread_names(void **state) {
     tn_trace *trace = create(2, 8);
     tn_trace_name_thread(trace, 1, "worker 0");
     tn_trace_add(trace, 0, "conv1", "forward", 100.0, 100.001);
-    tn_trace_add(trace, 0, "layer1.0.conv1", "backward", 100.001, 100.0015);
+    tn_trace_add(trace, 0, "layer1.0.conv1", "backward", 100.001, 100.001000005);
     tn_trace_add(trace, 1, "wait", "data", 99.9999995, 100.25);
     json_t *root = written(trace);
     assert_string_equal(text_of(json_object_get(root, "otherData"), "dropped_events"), "0");
@@ -86,7 +86,7 @@ static void writes_events_and_thread_names(void **state) {
         const char *name, *category;
         double thread, start, duration;
     } expected[] = {{"conv1", "forward", 0, 0.5, 1000},
-                    {"layer1.0.conv1", "backward", 0, 1000.5, 500},
+                    {"layer1.0.conv1", "backward", 0, 1000.5, 0.005},
                     {"wait", "data", 1, 0, 250000.5}};
     for (size_t i = 0; i < 3; i++) {
         const json_t *event = json_array_get(events, 2 + i);

@@ -35,7 +35,8 @@ static int rank_of(const float *x, int classes, int label) {
     int rank = 0;
     if (!isfinite(x[label])) return classes;
     /* Ties go to the smaller index, as argmax does. */
-    for (int j = 0; j < classes; j++) rank += x[j] > x[label] || (x[j] == x[label] && j < label);
+    for (int j = 0; j < label; j++) rank += x[j] >= x[label];
+    for (int j = label + 1; j < classes; j++) rank += x[j] > x[label];
     return rank;
 }
 
