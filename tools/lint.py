@@ -18,6 +18,7 @@ LAYERS = {
     "backend": {"base", "model"},
     "engine": {"base", "io", "model", "backend"},
     "train": {"base", "io", "data", "model", "backend", "engine"},
+    "theory": {"base", "io", "data", "model", "backend", "engine"},
     "cli": set(),
 }
 MAX_FILE, MAX_FUNCTION = 600, 60

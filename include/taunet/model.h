@@ -20,16 +20,23 @@ typedef struct tn_model tn_model;
 
 /* What to build. Zero-initialise, then set what differs from the defaults given in brackets. */
 typedef struct tn_model_config {
-    const char *model;   /* "resnet20", "resnet110", ...: any depth 6n+2 ["resnet20"] */
+    const char *model;   /* "resnet20", "resnet110", ...: any depth 6n+2; "fcresnet", "feedforward"
+                            ["resnet20"] */
     const char *variant; /* "bn", "bn-tau", "tau", "fixup", "alpha", "skipinit", "plain" ["tau"] */
-    const char
-        *tau; /* variants tau and bn-tau: expression in L, the number of blocks ["1/sqrt(L)"; so is ""] */
+    const char *tau;     /* variants tau and bn-tau, and fcresnet: expression in L, the number of blocks
+                            ["1/sqrt(L)"; so is ""] */
     int channels, height, width; /* of an input image, any size from 1x1x1 up [3, 32, 32] */
     int classes;                 /* outputs of the last layer [10] */
     int base_width;              /* channels of the first stage [16] */
     bool tau_per_block;          /* variant tau: one learnable tau for each block, not one for all */
     bool no_bn_shortcut; /* BN variants: no batch norm on the subsampled shortcut (as in He et al. 2016) */
     bool zero_init_last_gamma; /* BN variants: gamma of each block's last norm starts at 0 */
+    const char *loss;          /* "cross-entropy" (softmax) or "squared", 1/2 |y - target|^2
+                                  ["cross-entropy"] */
+    /* Of fcresnet and feedforward alone. */
+    int hidden;      /* m: width of the hidden layers [128] */
+    int depth;       /* L: number of hidden layers after the first [10] */
+    bool train_ends; /* the first and the last matrix, A and B, are trained too */
 } tn_model_config;
 
 /* Builds a model into *out (NULL on failure); free with tn_model_free. TN_ERR_USAGE for names, depths or
@@ -37,7 +44,8 @@ typedef struct tn_model_config {
  * the variant does not have and for sizes out of range; TN_ERR_MEMORY. resnet50 and resnet152 are names of
  * ImageNet networks (bottleneck blocks) and not built here although 50 and 152 are 6n+2. The strings of
  * `config` are not kept. Sources: models.md 1.1; "Stability and Convergence Theory for Learning ResNet",
- * section 4 and its official code; Fixup (Zhang, Dauphin, Ma 2019). */
+ * section 4 and its official code; Fixup (Zhang, Dauphin, Ma 2019). fcresnet and feedforward:
+ * section 2 of the first paper, models.md 2; `variant` must be "tau" there, and tau is a constant. */
 tn_status tn_model_build(const tn_model_config *config, tn_model **out);
 void tn_model_free(tn_model *model);
 
@@ -55,6 +63,7 @@ typedef struct tn_layer_info {
     int channels, height, width; /* of the output; of a loss 1, 1, 1 */
     size_t parameters;
     double multiply_adds;
+    bool block; /* its output is that of the stem or of a residual block (of any layer in feedforward) */
 } tn_layer_info;
 int tn_model_layer_count(const tn_model *model);
 tn_layer_info tn_model_layer(const tn_model *model, int index); /* 0 <= index < tn_model_layer_count */

@@ -44,6 +44,9 @@ typedef struct tn_options {
     char *tau; /* expression in L, "" for the variant's own */
     tn_tau_sharing tau_sharing;
     bool bn_shortcut, zero_init_last_gamma;
+    int width, depth; /* of the fully connected networks; 0 = the network's (or theory experiment's) own */
+    char *loss;       /* "cross-entropy" or "squared" */
+    bool train_ends;
     tn_input_shape input;
     int classes;
     /* data */
@@ -69,13 +72,20 @@ typedef struct tn_options {
     tn_precision precision;
     bool deterministic;
     /* files */
-    char *out; /* a folder for train, a file for init */
+    char *out; /* a folder for train and theory, a file for init */
     bool resume, overwrite;
     int save_every, keep, eval_every; /* epochs; keep counts files */
     int log_every;                    /* steps */
+    char *probe;                      /* "norms", "" for none */
     char *profile;                    /* file, "" for none */
     char *checkpoint, *predictions;   /* files, predictions "" for none */
     bool json;
+    /* theory */
+    char *experiment;     /* name of the experiment */
+    /* and width; 0 = the experiment's own, and so below */
+    tn_float_list depths; /* whole numbers; empty = the experiment's own */
+    int trials, samples;  /* independent initialisations; data points */
+    bool quick;
     /* general */
     char *config; /* the last configuration file that was read, "" for none */
     bool print_config, help;
@@ -85,14 +95,14 @@ typedef struct tn_options {
     bool given[TN_OPTIONS_MAX];
 } tn_options;
 
-/* Makes the options of `command` ("train", "eval", "init", "info", "bench") with their defaults.
+/* Makes the options of `command` ("train", "eval", "init", "info", "bench", "theory") with their defaults.
  * TN_ERR_USAGE, with the nearest name, when there is no such command. Free with tn_options_free; NULL is
  * allowed there. */
 tn_status tn_options_create(const char *command, tn_options **out);
 void tn_options_free(tn_options *options);
 
 /* Reads the arguments that follow the command: `--name value`, `--name=value`, and `--name` alone for yes or
- * no options. What comes later wins; `--config FILE` is read at its place. TN_ERR_USAGE names option, value
+ * no options; "theory" takes the name of its experiment as an argument of its own. What comes later wins; `--config FILE` is read at its place. TN_ERR_USAGE names option, value
  * and what is allowed. */
 tn_status tn_options_parse(tn_options *options, int argc, char *const *argv);
 

@@ -7,16 +7,18 @@
 #include "base/expression.h"
 #include "base/schedule.h"
 
-enum { TRAIN = 1, EVAL = 2, INIT = 4, INFO = 8, BENCH = 16, ALL = 31 };
+enum { TRAIN = 1, EVAL = 2, INIT = 4, INFO = 8, BENCH = 16, THEORY = 32, ALL = 63 };
 
 const tn_command tn_command_rows[] = {
-    {"train", "train a model", "taunet train --data cifar10:DIR --out runs/first", TRAIN},
+    {"train", "train a model", "taunet train --data cifar10:DIR --out runs/first", TRAIN, NULL},
     {"eval", "evaluate a checkpoint",
-     "taunet eval --checkpoint runs/first/best.safetensors --data cifar10:DIR", EVAL},
+     "taunet eval --checkpoint runs/first/best.safetensors --data cifar10:DIR", EVAL, NULL},
     {"init", "write freshly initialised weights", "taunet init --model resnet110 --out weights.safetensors",
-     INIT},
-    {"info", "devices, libraries, build, model summary", "taunet info --model resnet110 --variant tau", INFO},
-    {"bench", "throughput of a training step", "taunet bench --model resnet20 --batch 128 --steps 20", BENCH},
+     INIT, NULL},
+    {"info", "devices, libraries, build, model summary", "taunet info --model resnet110 --variant tau", INFO, NULL},
+    {"bench", "throughput of a training step", "taunet bench --model resnet20 --batch 128 --steps 20", BENCH, NULL},
+    {"theory", "measure a claim of the theory", "taunet theory spectral --out runs/spectral", THEORY,
+     "experiment"},
 };
 const int tn_command_count = sizeof tn_command_rows / sizeof *tn_command_rows;
 
@@ -24,6 +26,8 @@ static const char *const variants[] = {"bn", "bn-tau", "tau", "fixup", "alpha", 
 /* In the order of the enums of options.h. */
 static const char *const tau_sharings[] = {"shared", "per-block", NULL};
 static const char *const augmentations[] = {"standard", "none", NULL};
+static const char *const losses[] = {"cross-entropy", "squared", NULL};
+static const char *const probes[] = {"norms", NULL};
 static const char *const precisions[] = {"fp32", "tf32", "bf16", NULL};
 
 static tn_status check_schedule(const char *value) {
@@ -60,12 +64,13 @@ static tn_status check_device(const char *value) {
 #define TRAINING .group = "training"
 #define DEVICE   .group = "device"
 #define FILES    .group = "files"
+#define THEORETICAL .group = "experiment"
 #define GENERAL  .group = "general"
 
 /* clang-format off */
 const tn_option tn_option_rows[] = {
     {"model", MODEL, "NAME", "resnet20", FIELD(model), .commands = TRAIN | INIT | INFO | BENCH,
-     .help = "resnet20, resnet32, resnet56, resnet110, resnet1202: any depth 6n+2"},
+     .help = "resnet20, resnet56, resnet110, resnet1202: any depth 6n+2; fcresnet or feedforward"},
     {"model", MODEL, "NAME", "", FIELD(model), .commands = EVAL, .unset = "the checkpoint's",
      .help = IN_PLACE},
     {"variant", MODEL, "NAME", "tau", FIELD(variant), .commands = TRAIN | INIT | INFO | BENCH, .choices = variants,
@@ -87,6 +92,22 @@ const tn_option tn_option_rows[] = {
      .help = IN_PLACE},
     {"zero-init-last-gamma", MODEL, "YES|NO", "no", FIELD(zero_init_last_gamma), .commands = TRAIN | INIT | INFO | BENCH,
      .help = "bn networks: start the last batch norm of each block at gamma = 0"},
+    {"width", MODEL, "M", "auto", FIELD(width), .commands = TRAIN | INIT | INFO | BENCH, .min = 1, .max = 65536,
+     .zero = "auto", .help = "hidden units in a layer of fcresnet and feedforward; auto is 128"},
+    {"width", MODEL, "M", "auto", FIELD(width), .commands = EVAL, .min = 1, .max = 65536, .zero = "auto",
+     .unset = "the checkpoint's", .help = IN_PLACE},
+    {"depth", MODEL, "L", "auto", FIELD(depth), .commands = TRAIN | INIT | INFO | BENCH, .min = 1, .max = 100000,
+     .zero = "auto", .help = "hidden layers W_1 to W_L of fcresnet and feedforward; auto is 10"},
+    {"depth", MODEL, "L", "auto", FIELD(depth), .commands = EVAL, .min = 1, .max = 100000, .zero = "auto",
+     .unset = "the checkpoint's", .help = IN_PLACE},
+    {"train-ends", MODEL, "YES|NO", "no", FIELD(train_ends), .commands = TRAIN | INIT | INFO | BENCH,
+     .help = "fcresnet and feedforward: train the first and the last matrix too"},
+    {"train-ends", MODEL, "YES|NO", "no", FIELD(train_ends), .commands = EVAL, .unset = "the checkpoint's",
+     .help = IN_PLACE},
+    {"loss", MODEL, "NAME", "cross-entropy", FIELD(loss), .commands = TRAIN | INIT | INFO | BENCH, .choices = losses,
+     .help = "softmax cross-entropy, or half the squared distance to the target"},
+    {"loss", MODEL, "NAME", "cross-entropy", FIELD(loss), .commands = EVAL, .choices = losses,
+     .unset = "the checkpoint's", .help = IN_PLACE},
     {"input", MODEL, "CxHxW", "3x32x32", FIELD(input), .commands = INIT | INFO | BENCH, .min = 1, .max = 4096,
      .help = "channels, height and width of an image"},
     {"classes", MODEL, "N", "10", FIELD(classes), .commands = INIT | INFO | BENCH, .min = 1, .max = 1000000,
@@ -159,13 +180,34 @@ const tn_option tn_option_rows[] = {
      .resume = TN_RESUME_FREE, .help = "epochs between evaluations on the validation data"},
     {"log-every", FILES, "STEPS", "10", FIELD(log_every), .commands = TRAIN, .min = 1, .max = 1000000000,
      .resume = TN_RESUME_FREE, .help = "steps between lines of log.jsonl"},
+    {"probe", FILES, "WHAT", "", FIELD(probe), .commands = TRAIN, .choices = probes,
+     .help = "norms: each epoch the norm of every block's output and of its gradient, to probes.csv"},
     {"profile", FILES, "FILE", "", FIELD(profile), .commands = TRAIN, .resume = TN_RESUME_FREE,
      .help = "write a Chrome trace of some steps"},
     {"checkpoint", FILES, "FILE", "", FIELD(checkpoint), .commands = EVAL, .required = EVAL,
      .help = "safetensors file with the weights"},
     {"predictions", FILES, "FILE", "", FIELD(predictions), .commands = EVAL,
      .help = "write the logits as .npy: float32, images x classes, in the order of the data"},
+    {"out", FILES, "DIR", "", FIELD(out), .commands = THEORY, .required = THEORY, .help = "folder for the results"},
+    {"overwrite", FILES, "YES|NO", "no", FIELD(overwrite), .commands = THEORY, .command_line_only = true,
+     .help = "replace the results in --out"},
     {"json", FILES, "YES|NO", "no", FIELD(json), .commands = EVAL | INFO | BENCH, .help = "print one JSON object"},
+
+    {"experiment", THEORETICAL, "NAME", "", FIELD(experiment), .commands = THEORY, .required = THEORY,
+     .help = "what to measure, also as an argument of its own; 'taunet theory list' lists them"},
+    {"width", THEORETICAL, "M", "auto", FIELD(width), .commands = THEORY, .min = 2, .max = 65536, .zero = "auto",
+     .help = "units of a layer; auto is the experiment's own, here and below"},
+    {"depths", THEORETICAL, "L,L,...", "", FIELD(depths), .commands = THEORY, .unset = "the experiment's", .min = 2,
+     .max = 100000, .help = "numbers of layers to compare"},
+    {"trials", THEORETICAL, "N", "auto", FIELD(trials), .commands = THEORY, .min = 1, .max = 1000, .zero = "auto",
+     .help = "independent initialisations of each network"},
+    {"samples", THEORETICAL, "N", "auto", FIELD(samples), .commands = THEORY, .min = 2, .max = 4096, .zero = "auto",
+     .help = "data points"},
+    {"quick", THEORETICAL, "YES|NO", "no", FIELD(quick), .commands = THEORY,
+     .help = "small networks and few trials: seconds, to see that it works"},
+    {"seed", THEORETICAL, "N", "0", FIELD(seed), .commands = THEORY, .help = "seed of all randomness"},
+    {"threads", THEORETICAL, "N", "auto", FIELD(threads), .commands = THEORY, .min = 1, .max = 1024, .zero = "auto",
+     .help = "workers; auto is one a core"},
 
     {"config", GENERAL, "FILE", "", FIELD(config), .commands = ALL, .command_line_only = true, .resume = TN_RESUME_FREE,
      .help = "read 'name = value' lines (TOML); what comes later on the command line wins"},

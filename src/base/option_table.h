@@ -50,6 +50,7 @@ extern const int tn_option_count;
 typedef struct tn_command {
     const char *name, *help, *example;
     unsigned bit;
+    const char *positional; /* the option that an argument without dashes stands for; NULL: there is none */
 } tn_command;
 
 extern const tn_command tn_command_rows[];

@@ -87,12 +87,26 @@ static tn_status find_value(const tn_option *row, int argc, char *const *argv, i
     return TN_OK;
 }
 
+/* The argument of its own that some commands take, once. */
+static tn_status set_positional(tn_options *options, const tn_command *command, const char *value) {
+    const tn_option *row;
+    TN_TRY(tn_option_find(command, "--", command->positional, &row));
+    if (*given(options, row))
+        return tn_fail(TN_ERR_USAGE, "unexpected argument \"%s\"; %s takes one --%s",
+                       tn_make_legible(value).text, command->name, row->name);
+    return set(options, row, value);
+}
+
 tn_status tn_options_parse(tn_options *options, int argc, char *const *argv) {
     const tn_command *command = command_of(options);
     for (int i = 0; i < argc; i++) {
         char name[128];
         const char *argument = argv[i], *value;
         const tn_option *row;
+        if (command->positional && *argument && *argument != '-') {
+            TN_TRY(set_positional(options, command, argument));
+            continue;
+        }
         if (strncmp(argument, "--", 2) != 0 || argument[2] == 0)
             return tn_fail(TN_ERR_USAGE, "unexpected argument \"%s\"; options are written --name value",
                            tn_make_legible(argument).text);

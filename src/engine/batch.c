@@ -202,7 +202,7 @@ static tn_status finish_node(void *context, int node, int worker) {
 static void scalar_gradients(tn_engine *e) {
     const tn_model *m = e->model;
     float *grads = e->flat.grads, *values = e->flat.values;
-    memset(grads + m->weight_floats, 0, (m->param_floats - m->weight_floats) * sizeof(float));
+    memset(grads + m->weight_floats, 0, (m->trained_floats - m->weight_floats) * sizeof(float));
     for (int i = 0; i < m->node_count; i++) {
         const tn_node *node = &m->nodes[i];
         const float *sums = e->flat.sums + 3 * (size_t)i;
@@ -259,7 +259,7 @@ static tn_status update_piece(void *context, int index, int worker) {
     tn_engine *e = run->engine;
     const tn_model *m = e->model;
     bool scalars = index >= run->pieces;
-    size_t first = scalars ? m->weight_floats : 0, last = scalars ? m->param_floats : m->weight_floats;
+    size_t first = scalars ? m->weight_floats : 0, last = scalars ? m->trained_floats : m->weight_floats;
     size_t piece = (size_t)(index % run->pieces),
            width = (last - first + (size_t)run->pieces - 1) / (size_t)run->pieces;
     size_t from = first + piece * width, to = from + width < last ? from + width : last;

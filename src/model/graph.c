@@ -228,7 +228,7 @@ tn_status tn_graph_param(tn_model *model, const char *name, int rank, const int 
     param->group = group;
     param->init = init;
     param->init_value = init_value;
-    param->grad_factor = 1;
+    param->grad_factor = group == TN_GROUP_FIXED ? 0 : 1;
     if (out) *out = model->param_count;
     model->param_count++;
     return TN_OK;
@@ -304,6 +304,7 @@ tn_status tn_graph_finish(tn_model *model) {
             offset += model->params[i].count;
         }
         if (group == TN_GROUP_WEIGHTS) model->weight_floats = offset;
+        if (group == TN_GROUP_SCALARS) model->trained_floats = offset;
     }
     model->param_floats = offset;
     return TN_OK;
@@ -358,6 +359,7 @@ tn_layer_info tn_model_layer(const tn_model *model, int index) {
                            .channels = shape.channels,
                            .height = shape.height,
                            .width = shape.width,
+                           .block = node->block,
                            .parameters = node->parameters,
                            .multiply_adds = tn_node_multiply_adds(model, node)};
 }

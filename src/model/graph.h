@@ -39,14 +39,15 @@ typedef enum tn_node_kind {
 
 typedef enum tn_loss_kind { TN_LOSS_CROSS_ENTROPY, TN_LOSS_SQUARED } tn_loss_kind;
 
-/* Optimizer groups; flat buffers hold all weights first, then all scalars. */
-typedef enum tn_group { TN_GROUP_WEIGHTS, TN_GROUP_SCALARS, TN_GROUPS } tn_group;
+/* Optimizer groups; flat buffers hold all weights first, then all scalars, then what is not trained: fixed
+ * parameters have gradient 0 and are neither updated nor decayed. */
+typedef enum tn_group { TN_GROUP_WEIGHTS, TN_GROUP_SCALARS, TN_GROUP_FIXED, TN_GROUPS } tn_group;
 
 typedef enum tn_init_kind { TN_INIT_CONSTANT, TN_INIT_NORMAL, TN_INIT_UNIFORM } tn_init_kind;
 
 #define TN_NAME_MAX 48
 
-/* A trained parameter. Its values are floats [offset, offset + count) of the flat buffers. */
+/* A parameter. Its values are floats [offset, offset + count) of the flat buffers. */
 typedef struct tn_param {
     char name[TN_NAME_MAX]; /* as the PyTorch models name it */
     int rank;
@@ -55,7 +56,7 @@ typedef struct tn_param {
     tn_group group;
     tn_init_kind init;
     double init_value; /* the constant, the standard deviation, or the half-width of U(-a, a) */
-    float grad_factor; /* multiplies the gradient: 1, or 1/L_all for the shared tau */
+    float grad_factor; /* multiplies the gradient: 1, 1/L_all for the shared tau, or 0 for a fixed one */
 } tn_param;
 
 /* What a norm node keeps beside parameters. Both vectors are floats [offset, offset + count) of the flat
@@ -113,6 +114,7 @@ typedef struct tn_node {
     int term_count;
     int carry; /* scalar parameter or -1 */
     tn_loss_kind loss;
+    bool block; /* the output is that of the stem or of a block: what probes look at */
     size_t parameters; /* set by tn_graph_finish: trained values counted for this layer, each for one layer
                           only */
 } tn_node;
@@ -125,16 +127,18 @@ struct tn_model {
     int tensor_count;
     tn_param *params;
     int param_count;
-    size_t weight_floats; /* group boundaries of the flat buffers: weights are [0, weight_floats), */
-    size_t param_floats;  /* scalars [weight_floats, param_floats) */
+    size_t weight_floats;  /* group boundaries of the flat buffers: weights are [0, weight_floats), */
+    size_t trained_floats; /* scalars [weight_floats, trained_floats), */
+    size_t param_floats;   /* fixed parameters [trained_floats, param_floats) */
     tn_state *states;
     int state_count;
     size_t state_floats;
     tn_alias *aliases;
     int alias_count;
     int classes;
-    int blocks; /* L_all; 0 where the notion does not exist */
+    int blocks; /* L_all, or L of the fully connected networks */
     double tau; /* initial value of tau or the constant; 1 where there is none */
+    bool tau_constant; /* there is a tau and it is not trained */
     size_t node_capacity, tensor_capacity, param_capacity, state_capacity, alias_capacity;
 };
 
@@ -150,7 +154,7 @@ tn_status tn_graph_create(tn_model **out, tn_shape input, int classes);
 tn_node tn_node_init(tn_node_kind kind, const char *name, int input);
 /* Checks the node's shapes, makes its output tensor, appends it. *out_tensor is -1 for a loss. */
 tn_status tn_graph_add(tn_model *model, tn_node node, int *out_tensor);
-/* Parameter of `rank` dims; its grad_factor is 1 until the caller changes it. */
+/* Parameter of `rank` dims; its grad_factor is 1 (of a fixed one 0) until the caller changes it. */
 tn_status tn_graph_param(tn_model *model, const char *name, int rank, const int *dims, tn_group group,
                          tn_init_kind init, double init_value, int *out);
 /* Running mean and variance of a norm over `channels`; assigns their place in the state buffer. */
@@ -164,6 +168,13 @@ tn_status tn_graph_finish(tn_model *model);
 double tn_node_multiply_adds(const tn_model *model, const tn_node *node);
 /* "conv", "linear", "norm", ... */
 const char *tn_node_kind_name(tn_node_kind kind);
+
+/* The fully connected networks, "fcresnet" and "feedforward"; called by tn_model_build, which has filled in
+ * the defaults of `config`. After a failure *out is NULL or a model that can only be freed. */
+bool tn_fcresnet_is(const char *model_name);
+tn_status tn_fcresnet_build(const tn_model_config *config, tn_model **out);
+/* The kind of loss that a configuration names. TN_ERR_USAGE. */
+tn_status tn_loss_find(const char *name, tn_loss_kind *out);
 
 /* Fills `values` (param_floats) with initial values and `state` (state_floats) with means 0 and variances 1.
  * Pure functions of (model, seed): parameter p draws from the Philox stream (seed, TN_RNG_INIT, p); values

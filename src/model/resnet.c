@@ -248,6 +248,7 @@ static tn_status add_norm_block(builder *b, const block *k, int x, int shortcut,
     tn_node join = norm_node(name, x, k->bn2, true);
     join.scale = branch_scale(b, k);
     join.residual = shortcut;
+    join.block = true;
     return tn_graph_add(b->model, join, out);
 }
 
@@ -268,7 +269,7 @@ static tn_status add_free_block(builder *b, const block *k, int x, int shortcut,
     add_term(&join, k->bias2b, 1, !b->variant->fixup);
     if (identity) add_term(&join, k->bias1a, -1, false);
     join.residual = shortcut;
-    join.relu = true;
+    join.relu = join.block = true;
     join.carry = carry;
     return tn_graph_add(b->model, join, out);
 }
@@ -279,11 +280,14 @@ static tn_status add_stem(builder *b, int *out) {
         add_term(&conv, b->bias1, 1, false);
         conv.relu = true;
         conv.carry = b->blocks[0].bias1a;
+        conv.block = true;
         return tn_graph_add(b->model, conv, out);
     }
     int x;
     TN_TRY(tn_graph_add(b->model, conv, &x));
-    return tn_graph_add(b->model, norm_node("bn1", x, b->stem_norm, true), out);
+    tn_node norm = norm_node("bn1", x, b->stem_norm, true);
+    norm.block = true;
+    return tn_graph_add(b->model, norm, out);
 }
 
 static tn_status add_nodes(builder *b) {
@@ -307,7 +311,17 @@ static tn_status add_nodes(builder *b) {
     fc.weight = b->fc_weight;
     fc.bias = b->fc_bias;
     TN_TRY(tn_graph_add(b->model, fc, &x));
-    return tn_graph_add(b->model, tn_node_init(TN_NODE_LOSS, "loss", x), NULL);
+    tn_node loss = tn_node_init(TN_NODE_LOSS, "loss", x);
+    TN_TRY(tn_loss_find(b->config.loss, &loss.loss));
+    return tn_graph_add(b->model, loss, NULL);
+}
+
+tn_status tn_loss_find(const char *name, tn_loss_kind *out) {
+    bool squared = !strcmp(name, "squared");
+    *out = squared ? TN_LOSS_SQUARED : TN_LOSS_CROSS_ENTROPY;
+    if (squared || !strcmp(name, "cross-entropy")) return TN_OK;
+    return tn_fail(TN_ERR_USAGE, "--loss \"%s\" is unknown; there are cross-entropy and squared",
+                   tn_make_legible(name).text);
 }
 
 static tn_status find_variant(const char *name, const variant **out) {
@@ -342,7 +356,8 @@ static tn_status parse_depth(const char *name, int *n) {
     if (count == 0 || digits[count] != 0 || digits[0] == '0')
         return tn_fail(
             TN_ERR_USAGE,
-            "--model \"%s\" is unknown; there are resnet<depth> with a depth of 6n+2, such as resnet20",
+            "--model \"%s\" is unknown; there are resnet<depth> with a depth of 6n+2, such as resnet20, "
+            "fcresnet and feedforward",
             tn_make_legible(name).text);
     if (count > 6 || strtol(digits, NULL, 10) > DEPTH_MAX)
         return tn_fail(TN_ERR_USAGE, "--model %.40s is too deep; the deepest is resnet%d", name, DEPTH_MAX);
@@ -379,6 +394,13 @@ static tn_status check_options(const builder *b) {
     if (c->zero_init_last_gamma && !b->variant->norm)
         return tn_fail(TN_ERR_USAGE,
                        "--zero-init-last-gamma: --variant %s has no batch norm; use bn or bn-tau", name);
+    if (c->hidden || c->depth || c->train_ends)
+        return tn_fail(TN_ERR_USAGE,
+                       "--%s is an option of fcresnet and feedforward, not of %s; leave it out",
+                       c->hidden  ? "width"
+                       : c->depth ? "depth"
+                                  : "train-ends",
+                       c->model);
     if (c->base_width < 1 || c->base_width > WIDTH_MAX)
         return tn_fail(TN_ERR_USAGE, "base width %d is out of range; it must be between 1 and %d",
                        c->base_width, WIDTH_MAX);
@@ -396,6 +418,10 @@ static void fill_defaults(tn_model_config *c) {
     if (c->width == 0) c->width = 32;
     if (c->classes == 0) c->classes = 10;
     if (c->base_width == 0) c->base_width = 16;
+    if (!c->loss) c->loss = "cross-entropy";
+    if (!tn_fcresnet_is(c->model)) return;
+    if (c->hidden == 0) c->hidden = 128;
+    if (c->depth == 0) c->depth = 10;
 }
 
 static tn_status evaluate_tau(const builder *b, double *tau) {
@@ -421,6 +447,7 @@ static tn_status build(builder *b) {
     snprintf(b->model->variant, sizeof b->model->variant, "%s", b->variant->name);
     b->model->blocks = 3 * b->n;
     b->model->tau = tau;
+    b->model->tau_constant = b->variant->tau && !b->variant->scale;
     TN_TRY(tn_alloc(&b->blocks, (size_t)b->model->blocks, sizeof *b->blocks, "block table"));
     TN_TRY(add_params(b));
     TN_TRY(add_nodes(b));
@@ -433,7 +460,7 @@ tn_status tn_model_build(const tn_model_config *config, tn_model **out) {
     memset(&b, 0, sizeof b);
     b.config = *config;
     fill_defaults(&b.config);
-    tn_status status = build(&b);
+    tn_status status = tn_fcresnet_is(b.config.model) ? tn_fcresnet_build(&b.config, &b.model) : build(&b);
     tn_free(b.blocks);
     if (status != TN_OK)
         tn_model_free(b.model);

@@ -208,6 +208,10 @@ tn_status tn_checkpoint_options(const tn_safetensors *file, const char *path, tn
                                           {"tau", "tau"},
                                           {"tau-sharing", "tau_sharing"},
                                           {"bn-shortcut", "bn_shortcut"},
+                                          {"width", "width"},
+                                          {"depth", "depth"},
+                                          {"train-ends", "train_ends"},
+                                          {"loss", "loss"},
                                           {"mean", "mean"},
                                           {"std", "std"}};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {

@@ -96,6 +96,10 @@ static void describe(metadata *m, const tn_checkpoint_info *info, const tn_posit
     meta(m, "tau", "%s", o->tau);
     meta(m, "tau_sharing", "%s", o->tau_sharing == TN_TAU_PER_BLOCK ? "per-block" : "shared");
     meta(m, "bn_shortcut", "%s", o->bn_shortcut ? "yes" : "no");
+    meta(m, "loss", "%s", o->loss);
+    if (o->width) meta(m, "width", "%d", o->width);
+    if (o->depth) meta(m, "depth", "%d", o->depth);
+    if (o->train_ends) meta(m, "train_ends", "yes");
     meta(m, "input", "%dx%dx%d", info->input.channels, info->input.height, info->input.width);
     meta(m, "classes", "%d", info->classes);
     meta(m, "seed", "%" PRIu64, o->seed);

@@ -147,9 +147,8 @@ static tn_status open_state(run *r) {
 /* ---- log lines ---- */
 
 static double tau_of(run *r) {
-    const char *variant = r->options->variant;
     float value;
-    if (!strcmp(variant, "bn-tau")) return r->model->tau;
+    if (r->model->tau_constant) return r->model->tau;
     if (r->tau < 0 || tn_engine_get(r->engine, TN_VALUES, r->tau, &value) != TN_OK) return NAN;
     return (double)value;
 }

@@ -16,7 +16,11 @@ tn_status tn_setup_model(const tn_options *options, tn_input_shape input, int cl
                               .classes = classes,
                               .tau_per_block = options->tau_sharing == TN_TAU_PER_BLOCK,
                               .no_bn_shortcut = !options->bn_shortcut,
-                              .zero_init_last_gamma = options->zero_init_last_gamma};
+                              .zero_init_last_gamma = options->zero_init_last_gamma,
+                              .loss = options->loss,
+                              .hidden = options->width,
+                              .depth = options->depth,
+                              .train_ends = options->train_ends};
     return tn_model_build(&config, out);
 }
 

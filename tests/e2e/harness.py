@@ -36,6 +36,17 @@ def start(*args, **options):
                             env=environment(), stdin=subprocess.DEVNULL, **options)
 
 
+def build_faults(case):
+    """Compiles faults.c for the tests of a class; gives the path of the library."""
+    folder = tempfile.TemporaryDirectory(prefix="taunet-e2e-")
+    case.addClassCleanup(folder.cleanup)
+    library = pathlib.Path(folder.name) / "faults.so"
+    subprocess.run([os.environ.get("CC", "cc"), "-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror",
+                    "-shared", "-fPIC", "-o", library, ROOT / "tests" / "e2e" / "faults.c", "-ldl"], check=True,
+                   timeout=TIMEOUT)
+    return str(library)
+
+
 def wait_until(condition, what, timeout=60, pause=0.001):
     end = time.monotonic() + timeout
     while not condition():

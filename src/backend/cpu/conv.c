@@ -23,6 +23,11 @@ static const tn_param *weight_of(const conv_plan *plan) {
     return &plan->head.model->params[plan->head.node->weight];
 }
 
+/* A fixed weight gets no gradient; its place in the flat buffer stays zero. */
+static bool is_fixed(const conv_plan *plan) {
+    return weight_of(plan)->group == TN_GROUP_FIXED;
+}
+
 static void conv_free(tn_plan *head) {
     conv_plan *plan = (conv_plan *)(void *)head;
     if (!plan) return;
@@ -54,7 +59,7 @@ static tn_dnn_shape dnn_shape(const conv_plan *plan, bool training) {
                       .residual = node->residual >= 0,
                       .relu = node->relu,
                       .carry = node->carry >= 0,
-                      .need_backward = training,
+                      .need_weight_gradient = training && !is_fixed(plan),
                       .need_data_gradient = training && node->input != 0};
     return s;
 }
@@ -141,7 +146,7 @@ static tn_status conv_backward(tn_plan *head, const tn_args *a) {
     grad[0] = (float)sums.dz;
     grad[1] = (float)sums.dy;
     const void *weights[] = {a->x, a->dz, a->grad, a->scratch};
-    TN_TRY(tn_dnn_run(&plan->dnn.backward_weights, a->worker, weights));
+    if (!is_fixed(plan)) TN_TRY(tn_dnn_run(&plan->dnn.backward_weights, a->worker, weights));
     if (!a->dx) return TN_OK;
     const void *data[] = {a->dz, plan->backward_weights, a->dx, a->scratch};
     return tn_dnn_run(&plan->dnn.backward_data, a->worker, data);
@@ -178,7 +183,7 @@ static tn_status conv_collect(tn_plan *head, int worker, const float *grad, cons
     conv_plan *plan = (conv_plan *)(void *)head;
     const tn_node *node = head->node;
     const void *data[] = {grad, flat->grads + weight_of(plan)->offset, NULL};
-    TN_TRY(tn_dnn_run(&plan->dnn.unpack, worker, data));
+    if (!is_fixed(plan)) TN_TRY(tn_dnn_run(&plan->dnn.unpack, worker, data));
     const float *rest = grad + plan->dnn.grad_floats;
     if (node->bias >= 0) {
         memcpy(flat->grads + head->model->params[node->bias].offset, rest,

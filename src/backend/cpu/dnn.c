@@ -153,9 +153,10 @@ static tn_status make_descriptors(planner *p) {
         DNN_TRY(
             dnnl_inner_product_forward_desc_init(&d, dnnl_forward_training, &p->x, &p->weights, bias, &p->y));
         DNN_TRY(dnnl_primitive_desc_create(&p->forward, &d, p->attr, engine, NULL));
-        if (!s->need_backward) return TN_OK;
-        DNN_TRY(dnnl_inner_product_backward_weights_desc_init(&d, &p->x, &p->weights, NULL, &p->y));
-        DNN_TRY(dnnl_primitive_desc_create(&p->gradient, &d, p->plain_attr, engine, p->forward));
+        if (s->need_weight_gradient) {
+            DNN_TRY(dnnl_inner_product_backward_weights_desc_init(&d, &p->x, &p->weights, NULL, &p->y));
+            DNN_TRY(dnnl_primitive_desc_create(&p->gradient, &d, p->plain_attr, engine, p->forward));
+        }
         if (!s->need_data_gradient) return TN_OK;
         DNN_TRY(dnnl_inner_product_backward_data_desc_init(&d, &p->x, &p->weights, &p->y));
         return check(dnnl_primitive_desc_create(&p->data, &d, p->plain_attr, engine, p->forward),
@@ -166,10 +167,11 @@ static tn_status make_descriptors(planner *p) {
     DNN_TRY(dnnl_convolution_forward_desc_init(&d, dnnl_forward_training, direct, &p->x, &p->weights, bias,
                                                &p->y, stride, pad, far));
     DNN_TRY(dnnl_primitive_desc_create(&p->forward, &d, p->attr, engine, NULL));
-    if (!s->need_backward) return TN_OK;
-    DNN_TRY(dnnl_convolution_backward_weights_desc_init(&d, direct, &p->x, &p->weights, NULL, &p->y, stride,
-                                                        pad, far));
-    DNN_TRY(dnnl_primitive_desc_create(&p->gradient, &d, p->plain_attr, engine, p->forward));
+    if (s->need_weight_gradient) {
+        DNN_TRY(dnnl_convolution_backward_weights_desc_init(&d, direct, &p->x, &p->weights, NULL, &p->y,
+                                                            stride, pad, far));
+        DNN_TRY(dnnl_primitive_desc_create(&p->gradient, &d, p->plain_attr, engine, p->forward));
+    }
     if (!s->need_data_gradient) return TN_OK;
     DNN_TRY(
         dnnl_convolution_backward_data_desc_init(&d, direct, &p->x, &p->weights, &p->y, stride, pad, far));

@@ -33,7 +33,7 @@ typedef struct tn_dnn_shape {
     int kernel, stride, padding;
     /* Epilogue of forward, applied in this order. */
     bool bias, residual, relu, carry;
-    bool need_backward, need_data_gradient;
+    bool need_weight_gradient, need_data_gradient;
 } tn_dnn_shape;
 
 typedef struct tn_dnn_conv {
