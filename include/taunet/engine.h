@@ -52,6 +52,20 @@ typedef struct tn_sgd {
 } tn_sgd;
 tn_status tn_engine_update(tn_engine *engine, const tn_sgd *sgd);
 
+/* Norms that a layer has in one batch: of its output, and of the gradient of the mean loss with respect to
+ * it; Frobenius norms over all rows and values. An input bias that travels with the output (graph.h, "carry")
+ * is not counted in it. */
+typedef struct tn_norms {
+    double output, gradient;
+} tn_norms;
+
+/* Runs a batch as tn_engine_gradients does and measures `count` layers on the way: `layers` are indices as in
+ * tn_model_layer, each at most once, no loss layer. Weights, momentum and running statistics stay as they
+ * are; the gradients of the last batch are replaced. The norms have the same bits for any number of threads.
+ */
+tn_status tn_engine_probe(tn_engine *engine, const tn_batch *batch, int count, const int *layers,
+                          tn_result *result, tn_norms *norms);
+
 /* Forward only, with running statistics. logits: [rows][classes] or NULL. */
 tn_status tn_engine_eval(tn_engine *engine, const tn_batch *batch, tn_result *result, float *logits);
 

@@ -26,7 +26,7 @@ bool tn_theory_at(size_t index, tn_theory_entry *out);
 
 typedef struct tn_theory_hooks {
     /* One line of output, without its newline: progress while it works (is_result false), then the table of
-     * verdicts and what was written. May be NULL; called on the calling thread. */
+     * verdicts and what was written. May be NULL; progress may come from any thread, one call at a time. */
     void (*line)(void *context, const char *text, bool is_result);
     void *context;
     const volatile sig_atomic_t *stop; /* not NULL and nonzero: leave at the next opportunity, TN_ERR_STOPPED */

@@ -16,7 +16,9 @@ typedef struct tn_backend tn_backend;
 /* At most this many gradients flow into one tensor. */
 #define TN_PARTS_MAX 4
 
-/* Operands of one node on one chunk. Buffers belong to the executor; unused ones are NULL. */
+/* Operands of one node on one chunk. Buffers belong to the executor; unused ones are NULL. A linear layer
+ * that adds its own input (tn_node_adds_own_input) has no r: it computes with s W + I, and dx includes what
+ * flows through the residual. */
 typedef struct tn_args {
     int worker, chunk;
     int rows;                      /* rows that count */
@@ -108,6 +110,9 @@ typedef struct tn_backend_ops {
     /* v = momentum v + g + decay w; w -= lr v (models.md 1.4) */
     void (*sgd)(tn_backend *backend, float *values, const float *grads, float *momentum, size_t count,
                 float lr, float mu, float decay);
+    /* Sum over i of (parts[0][i] + parts[1][i] + ... - shift)^2, in a fixed order; count >= 1. For probes. */
+    tn_status (*square_sum)(tn_backend *backend, const float *const *parts, int count, float shift,
+                            size_t floats, double *out);
     const tn_node_ops *nodes[TN_NODE_KINDS];
 } tn_backend_ops;
 

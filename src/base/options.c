@@ -101,7 +101,7 @@ tn_status tn_options_parse(tn_options *options, int argc, char *const *argv) {
     const tn_command *command = command_of(options);
     for (int i = 0; i < argc; i++) {
         char name[128];
-        const char *argument = argv[i], *value;
+        const char *argument = argv[i], *value = "";
         const tn_option *row;
         if (command->positional && *argument && *argument != '-') {
             TN_TRY(set_positional(options, command, argument));

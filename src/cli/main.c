@@ -7,6 +7,7 @@
 #include "cli/progress.h"
 #include "taunet/options.h"
 #include "taunet/run.h"
+#include "taunet/theory.h"
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
@@ -64,11 +65,11 @@ static tn_status run_eval(const tn_options *options) {
     tn_status status = tn_run_eval(options, &e);
     if (status != TN_OK) return status;
     if (options->json)
-        printf("{\"loss\": %.9g, \"top1\": %.9g, \"top5\": %.9g, \"images\": %d, \"seconds\": %.3f}\n", e.loss, e.top1,
-               e.top5, e.images, e.seconds);
+        printf("{\"loss\": %.9g, \"top1\": %.9g, \"top5\": %.9g, \"images\": %d, \"seconds\": %.3f}\n",
+               e.loss, e.top1, e.top5, e.images, e.seconds);
     else
-        printf("loss %.6f  top-1 %.2f %%  top-5 %.2f %%  (%d images, %.1f s)\n", e.loss, e.top1, e.top5, e.images,
-               e.seconds);
+        printf("loss %.6f  top-1 %.2f %%  top-5 %.2f %%  (%d images, %.1f s)\n", e.loss, e.top1, e.top5,
+               e.images, e.seconds);
     return TN_OK;
 }
 
@@ -89,18 +90,20 @@ static tn_status run_bench(const tn_options *options) {
     tn_status status = tn_run_bench(options, &b);
     if (status != TN_OK) return status;
     if (options->json) {
-        printf("{\"model\": \"%s\", \"variant\": \"%s\", \"batch\": %d, \"threads\": %d, \"chunk\": %d, \"steps\": %d, ",
+        printf("{\"model\": \"%s\", \"variant\": \"%s\", \"batch\": %d, \"threads\": %d, \"chunk\": %d, "
+               "\"steps\": %d, ",
                options->model, options->variant, b.batch, b.threads, b.chunk_rows, b.steps);
         printf("\"images_per_second\": %.6g, \"minimum\": %.6g, \"maximum\": %.6g, \"gflops\": %.6g, ",
                b.images_per_second, b.minimum, b.maximum, b.gflops);
-        printf("\"peak_gflops\": %.6g, \"peak_fraction\": %.6g, \"peak_bytes\": %zu, \"resident_bytes\": %zu, ",
-               b.peak_gflops, b.peak_fraction, b.peak_bytes, b.resident_bytes);
-        printf("\"start_seconds\": %.6g, \"parameters\": %zu, \"device\": \"%s\"}\n", b.start_seconds, b.parameters,
-               b.device);
+        printf(
+            "\"peak_gflops\": %.6g, \"peak_fraction\": %.6g, \"peak_bytes\": %zu, \"resident_bytes\": %zu, ",
+            b.peak_gflops, b.peak_fraction, b.peak_bytes, b.resident_bytes);
+        printf("\"start_seconds\": %.6g, \"parameters\": %zu, \"device\": \"%s\"}\n", b.start_seconds,
+               b.parameters, b.device);
         return TN_OK;
     }
-    printf("%s %s, batch %d, %d steps on %s, %d threads, chunks of %d\n", options->model, options->variant, b.batch,
-           b.steps, b.device, b.threads, b.chunk_rows);
+    printf("%s %s, batch %d, %d steps on %s, %d threads, chunks of %d\n", options->model, options->variant,
+           b.batch, b.steps, b.device, b.threads, b.chunk_rows);
     printf("images/s       %.1f (median; %.1f to %.1f)\n", b.images_per_second, b.minimum, b.maximum);
     printf("GFLOP/s        %.1f, %.1f %% of the measured peak of %.1f\n", b.gflops, 100 * b.peak_fraction,
            b.peak_gflops);
@@ -110,10 +113,29 @@ static tn_status run_bench(const tn_options *options) {
     return TN_OK;
 }
 
+/* Progress goes to stderr, so that stdout holds the result alone. */
+static void show_line(void *context, const char *text, bool is_result) {
+    (void)context;
+    fprintf(is_result ? stdout : stderr, "%s\n", text);
+}
+
+static tn_status run_theory(const tn_options *options) {
+    if (!strcmp(options->experiment, "list")) {
+        tn_theory_entry entry;
+        for (size_t i = 0; tn_theory_at(i, &entry); i++) printf("%-14s%s\n", entry.name, entry.summary);
+        return TN_OK;
+    }
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+    tn_theory_hooks hooks = {.line = show_line, .stop = &stop_signal};
+    return tn_theory_run(options, &hooks);
+}
+
 static const struct {
     const char *name;
     tn_status (*run)(const tn_options *options);
-} commands[] = {{"train", run_train}, {"eval", run_eval}, {"init", run_init}, {"info", run_info}, {"bench", run_bench}};
+} commands[] = {{"train", run_train}, {"eval", run_eval},   {"init", run_init},
+                {"info", run_info},   {"bench", run_bench}, {"theory", run_theory}};
 
 static tn_status help(const char *command) {
     char *text;

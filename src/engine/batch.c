@@ -76,6 +76,7 @@ static tn_chunk chunk_of(const batch_run *run, int index) {
                       .labels = b->labels ? b->labels + first : NULL,
                       .row_loss = e->row_loss + first,
                       .row_rank = e->row_rank + first};
+    if (run->training) chunk.probe = e->probe;
     /* Only the last chunk can be short; its rows are staged before the workers start. */
     if (chunk.rows < e->config.micro_batch) chunk.images = e->staging;
     return chunk;

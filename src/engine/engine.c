@@ -7,18 +7,24 @@
 /* A chunk's largest activation should stay in a core's second-level cache. */
 #define CHUNK_BYTES (512 * 1024)
 #define CHUNK_MAX   32
+/* A network of linear layers alone has as many weights as multiply-adds: each chunk writes a gradient as
+ * large as the model, so few large chunks are faster. */
+#define CHUNK_MAX_LINEAR 128
 /* Events per worker in a timeline: some steps of a network of a hundred layers. */
 #define TRACE_EVENTS 200000
 
 static int default_chunk_rows(const tn_model *model) {
     size_t largest = 1;
+    int most = CHUNK_MAX_LINEAR;
+    for (int i = 0; i < model->node_count; i++)
+        if (model->nodes[i].kind != TN_NODE_LINEAR && model->nodes[i].kind != TN_NODE_LOSS) most = CHUNK_MAX;
     for (int i = 0; i < model->tensor_count; i++) {
         tn_shape s = model->tensors[i].shape;
         size_t bytes = (size_t)s.channels * (size_t)s.height * (size_t)s.width * sizeof(float);
         if (bytes > largest) largest = bytes;
     }
     int rows = 1;
-    while (rows < CHUNK_MAX && (size_t)rows * 2 * largest <= CHUNK_BYTES) rows *= 2;
+    while (rows < most && (size_t)rows * 2 * largest <= CHUNK_BYTES) rows *= 2;
     return rows;
 }
 

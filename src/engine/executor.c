@@ -173,6 +173,34 @@ static tn_status run_step(const frame *f, const tn_step *step, int *nonfinite) {
     return TN_OK;
 }
 
+/* Squares of what `parts` add up to, of the rows that count; `which` is 0 for an output, 1 for its gradient.
+ */
+static tn_status measure(const frame *f, const tn_step *step, const float *const *parts, int count,
+                         int which) {
+    const tn_executor *e = f->executor;
+    const tn_probe *probe = f->chunk->probe;
+    int place = probe->place[step->node];
+    if (place < 0 || count == 0) return TN_OK;
+    tn_shape s = e->model->tensors[e->model->nodes[step->node].output].shape;
+    size_t floats = (size_t)f->chunk->rows * (size_t)s.channels * (size_t)s.height * (size_t)s.width;
+    double *sums = probe->sums + 2 * ((size_t)f->chunk->index * (size_t)probe->count + (size_t)place);
+    return e->backend->ops->square_sum(e->backend, parts, count, which ? 0.0f : probe->carried[place], floats,
+                                       &sums[which]);
+}
+
+/* Gradients are read before the step that may overwrite them, outputs after the step that makes them. */
+static tn_status probe_before(const frame *f, const tn_step *step) {
+    const float *dy[TN_PARTS_MAX];
+    for (int i = 0; i < step->dy_count; i++) dy[i] = address(f, step->dy[i]);
+    return measure(f, step, dy, step->dy_count, 1);
+}
+
+static tn_status probe_after(const frame *f, const tn_step *step) {
+    if (step->kind != TN_STEP_FORWARD) return TN_OK;
+    const float *y = address(f, step->y);
+    return measure(f, step, &y, 1, 0);
+}
+
 tn_status tn_executor_run(tn_executor *e, bool training, int segment, const tn_chunk *chunk, int worker,
                           int *nonfinite, tn_trace *trace) {
     static const char *const categories[] = {"forward", "statistics", "reduce", "backward"};
@@ -181,7 +209,9 @@ tn_status tn_executor_run(tn_executor *e, bool training, int segment, const tn_c
     for (int i = s->first; i < s->first + s->count; i++) {
         const tn_step *step = &f.program->steps[i];
         double start = trace ? tn_now() : 0;
+        if (chunk->probe) TN_TRY(probe_before(&f, step));
         TN_TRY(run_step(&f, step, nonfinite));
+        if (chunk->probe) TN_TRY(probe_after(&f, step));
         if (trace)
             tn_trace_add(trace, worker, e->model->nodes[step->node].name, categories[step->kind], start,
                          tn_now());

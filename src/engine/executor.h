@@ -20,6 +20,15 @@ tn_status tn_executor_create(const tn_model *model, tn_backend *backend, const t
                              tn_executor **out);
 void tn_executor_free(tn_executor *executor);
 
+/* What to measure while a training batch runs. The sums of a chunk go to places of its own; whoever adds them
+ * up in chunk order gets the same bits for any number of workers. */
+typedef struct tn_probe {
+    int count;            /* of measured nodes */
+    const int *place;     /* [node_count]: 0 .. count-1, or -1 where nothing is measured */
+    const float *carried; /* [count]: what the stored output has too much */
+    double *sums;         /* [chunks][count][2]: squares of the output, of its gradient */
+} tn_probe;
+
 /* What a chunk reads and writes outside the executor. Arrays are those of the chunk's first row. */
 typedef struct tn_chunk {
     int index, rows;
@@ -28,7 +37,8 @@ typedef struct tn_chunk {
     const int *labels;
     float *row_loss;
     int *row_rank;
-    float *grads; /* the segment's gradient buffer */
+    float *grads;          /* the segment's gradient buffer */
+    const tn_probe *probe; /* or NULL */
 } tn_chunk;
 
 /* The programs: training = forward, loss, backward; evaluation = forward and loss with running statistics. */

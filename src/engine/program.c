@@ -85,7 +85,7 @@ static tn_status emit_forward(compiler *c, int index, int y) {
     const tn_node *node = &c->model->nodes[index];
     tn_step step = step_init(TN_STEP_FORWARD, index);
     step.x = c->activations[node->input];
-    step.r = node->residual >= 0 ? c->activations[node->residual] : -1;
+    step.r = node->residual >= 0 && !tn_node_adds_own_input(node) ? c->activations[node->residual] : -1;
     step.y = y;
     return emit(c, step);
 }
@@ -163,7 +163,7 @@ static tn_status backward(compiler *c, int index) {
             TN_TRY(new_buffer(c, node->input, &step.dx));
     }
     TN_TRY(emit(c, step));
-    if (node->residual >= 0) TN_TRY(add_part(c, node->residual, step.dz));
+    if (node->residual >= 0 && !tn_node_adds_own_input(node)) TN_TRY(add_part(c, node->residual, step.dz));
     if (step.dx >= 0) TN_TRY(add_part(c, node->input, step.dx));
     return TN_OK;
 }

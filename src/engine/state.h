@@ -29,6 +29,7 @@ struct tn_engine {
     int *nonfinite;                /* [workers][node_count + 1]; the last stands for the input */
     bool *node_finite;             /* [node_count] */
     tn_trace *trace;               /* or NULL */
+    const tn_probe *probe;         /* what the next training batch measures, or NULL */
 };
 
 /* Packs parameters if they changed. bad_node tells whether they are finite. */

@@ -310,6 +310,10 @@ tn_status tn_graph_finish(tn_model *model) {
     return TN_OK;
 }
 
+bool tn_node_adds_own_input(const tn_node *node) {
+    return node->kind == TN_NODE_LINEAR && node->residual >= 0 && node->residual == node->input;
+}
+
 float tn_node_scale(const tn_node *node, const tn_model *model, const float *values) {
     if (node->scale.param < 0) return node->scale.factor;
     return node->scale.factor * values[model->params[node->scale.param].offset];

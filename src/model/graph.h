@@ -114,7 +114,7 @@ typedef struct tn_node {
     int term_count;
     int carry; /* scalar parameter or -1 */
     tn_loss_kind loss;
-    bool block; /* the output is that of the stem or of a block: what probes look at */
+    bool block;        /* the output is that of the stem or of a block: what probes look at */
     size_t parameters; /* set by tn_graph_finish: trained values counted for this layer, each for one layer
                           only */
 } tn_node;
@@ -136,8 +136,8 @@ struct tn_model {
     tn_alias *aliases;
     int alias_count;
     int classes;
-    int blocks; /* L_all, or L of the fully connected networks */
-    double tau; /* initial value of tau or the constant; 1 where there is none */
+    int blocks;        /* L_all, or L of the fully connected networks */
+    double tau;        /* initial value of tau or the constant; 1 where there is none */
     bool tau_constant; /* there is a tau and it is not trained */
     size_t node_capacity, tensor_capacity, param_capacity, state_capacity, alias_capacity;
 };
@@ -180,6 +180,10 @@ tn_status tn_loss_find(const char *name, tn_loss_kind *out);
  * Pure functions of (model, seed): parameter p draws from the Philox stream (seed, TN_RNG_INIT, p); values
  * are computed in double and rounded once. */
 void tn_model_initialise(const tn_model *model, uint64_t seed, float *values, float *state);
+
+/* Whether a node is a linear layer whose residual is its own input: y = act((s W + I) x + ...). It is
+ * computed with the matrix s W + I, so that the residual costs nothing forward or backward. */
+bool tn_node_adds_own_input(const tn_node *node);
 
 /* Current value of s of a conv, linear or norm node, given the flat values. */
 float tn_node_scale(const tn_node *node, const tn_model *model, const float *values);

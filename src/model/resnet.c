@@ -395,8 +395,7 @@ static tn_status check_options(const builder *b) {
         return tn_fail(TN_ERR_USAGE,
                        "--zero-init-last-gamma: --variant %s has no batch norm; use bn or bn-tau", name);
     if (c->hidden || c->depth || c->train_ends)
-        return tn_fail(TN_ERR_USAGE,
-                       "--%s is an option of fcresnet and feedforward, not of %s; leave it out",
+        return tn_fail(TN_ERR_USAGE, "--%s is an option of fcresnet and feedforward, not of %s; leave it out",
                        c->hidden  ? "width"
                        : c->depth ? "depth"
                                   : "train-ends",

@@ -25,6 +25,8 @@ typedef struct tn_experiment {
 /* Theorems and lemmas of [S], "Stability and Convergence Theory for Learning ResNet". */
 extern const tn_experiment tn_experiment_forward, tn_experiment_spectral, tn_experiment_backward,
     tn_experiment_smoothness, tn_experiment_lower, tn_experiment_perturbation, tn_experiment_convergence;
+/* Figures 1 and 3 of [S]. */
+extern const tn_experiment tn_experiment_fig1, tn_experiment_bn;
 /* Theorems and lemmas of [N], "Gradient Descent Optimizes Normalization-Free ResNets". */
 extern const tn_experiment tn_experiment_nf, tn_experiment_jacobian;
 
@@ -40,7 +42,7 @@ void tn_lab_free(tn_lab *lab);
 /* --out, which exists while an experiment runs. */
 const char *tn_lab_folder(const tn_lab *lab);
 
-/* A line of progress. */
+/* A line of progress; any thread may call. */
 void tn_lab_progress(tn_lab *lab, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* TN_ERR_STOPPED once a stop was asked for. */

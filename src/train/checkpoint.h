@@ -36,7 +36,7 @@ tn_status tn_checkpoint_save(tn_engine *engine, const tn_checkpoint_info *info, 
                              const char *path);
 
 /* Takes parameters and state (and momentum, when `resume`) from an open file. Every tensor must be there with the shape the
- * model needs, and none may be left over; the message says which tensor differs and how. `path` names the file. */
+ * model needs and finite values, and none may be left over; the message says which tensor differs and how. `path` names the file. */
 tn_status tn_checkpoint_load(tn_engine *engine, const tn_safetensors *file, const char *path, bool resume);
 
 /* Reads the position. TN_ERR_DATA when the file has none: it was not written by a run. */

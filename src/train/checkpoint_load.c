@@ -36,8 +36,16 @@ static shape_text written_for(const reader *r) {
     const char *model = tn_safetensors_metadata(r->file, "model");
     const char *variant = tn_safetensors_metadata(r->file, "variant");
     shape_text s = {""};
-    if (model && variant) snprintf(s.text, sizeof s.text, "; the file holds %.20s, variant %.20s", model, variant);
+    if (model && variant)
+        snprintf(s.text, sizeof s.text, "; the file holds %.20s, variant %.20s", model, variant);
     return s;
+}
+
+/* A ReLU maps NaN to 0: what is not finite must be found here, it might never be seen again. */
+static bool all_finite(const float *values, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (!isfinite(values[i])) return false;
+    return true;
 }
 
 /* Copies the float tensor NAME of the given shape into `out`. */
@@ -60,6 +68,10 @@ static tn_status take(reader *r, const char *name, int rank, const int *dims, fl
         return tn_fail(TN_ERR_DATA, "%s: tensor %s is %s, not F32; convert the file", r->path, name,
                        tn_dtype_name(t->dtype));
     memcpy(out, t->data, t->bytes);
+    if (!all_finite(out, t->bytes / sizeof *out))
+        return tn_fail(TN_ERR_DATA,
+                       "%s: tensor %s holds a value that is not finite; take an earlier checkpoint", r->path,
+                       name);
     return TN_OK;
 }
 
@@ -84,7 +96,8 @@ static tn_status check_aliases(reader *r) {
         TN_TRY(take(r, m->aliases[i].name, p->rank, p->dims, r->values));
         const tn_safetensors_entry *shared = tn_safetensors_find(r->file, p->name);
         if (memcmp(r->values, shared->data, p->count * sizeof(float)))
-            return tn_fail(TN_ERR_DATA, "%s: tensors %s and %s share one value in this model but differ in the file",
+            return tn_fail(TN_ERR_DATA,
+                           "%s: tensors %s and %s share one value in this model but differ in the file",
                            r->path, m->aliases[i].name, p->name);
     }
     return TN_OK;
@@ -104,7 +117,7 @@ static tn_status take_norm(reader *r, int index) {
         if (t->dtype != TN_DTYPE_I64 || t->bytes != sizeof batches)
             return tn_fail(TN_ERR_DATA, "%s: tensor %s must be one I64", r->path, name);
         memcpy(&batches, t->data, sizeof batches);
-        }
+    }
     return tn_engine_set_norm(r->engine, index, r->values, r->values + s->count, batches);
 }
 
@@ -163,10 +176,12 @@ tn_status tn_checkpoint_load(tn_engine *engine, const tn_safetensors *file, cons
 /* ---- metadata ---- */
 
 /* Reads a number of the metadata into whichever of `whole` and `real` is not NULL. */
-static tn_status number(const tn_safetensors *file, const char *path, const char *key, long *whole, double *real) {
+static tn_status number(const tn_safetensors *file, const char *path, const char *key, long *whole,
+                        double *real) {
     const char *text = tn_safetensors_metadata(file, key);
     if (!text)
-        return tn_fail(TN_ERR_DATA, "%s: no '%s' in the metadata: not the last.safetensors of a run", path, key);
+        return tn_fail(TN_ERR_DATA, "%s: no '%s' in the metadata: not the last.safetensors of a run", path,
+                       key);
     char *end;
     errno = 0;
     if (whole)
@@ -218,12 +233,14 @@ tn_status tn_checkpoint_options(const tn_safetensors *file, const char *path, tn
         const char *value = tn_safetensors_metadata(file, keys[i][1]);
         if (tn_options_is_given(options, keys[i][0])) continue;
         if (!value && i < 2)
-            return tn_fail(TN_ERR_DATA, "%s: the metadata does not name the %s; give --%s", path, keys[i][0], keys[i][0]);
+            return tn_fail(TN_ERR_DATA, "%s: the metadata does not name the %s; give --%s", path, keys[i][0],
+                           keys[i][0]);
         if (!value || !*value) continue;
         tn_status status = tn_options_set(options, keys[i][0], value);
         if (status != TN_OK) return tn_fail_prefix(TN_ERR_DATA, "%s: metadata", path);
     }
-    const char *shape = tn_safetensors_metadata(file, "input"), *count = tn_safetensors_metadata(file, "classes");
+    const char *shape = tn_safetensors_metadata(file, "input"),
+               *count = tn_safetensors_metadata(file, "classes");
     if (shape && sscanf(shape, "%dx%dx%d", &input->channels, &input->height, &input->width) != 3)
         return tn_fail(TN_ERR_DATA, "%s: 'input' in the metadata is not CxHxW: %.40s", path, shape);
     if (count && sscanf(count, "%d", classes) != 1)

@@ -27,8 +27,8 @@ static tn_status write_npy(const char *path, const float *data, int rows, int co
     char header[128];
     memset(header, ' ', sizeof header);
     memcpy(header, "\x93NUMPY\x01\x00\x76\x00", 10);
-    int used = snprintf(header + 10, sizeof header - 10, "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d), }",
-                        rows, columns);
+    int used = snprintf(header + 10, sizeof header - 10,
+                        "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d), }", rows, columns);
     header[10 + used] = ' ';
     header[sizeof header - 1] = '\n';
     tn_atomic_file *file;
@@ -47,25 +47,25 @@ static tn_status open_loader(evaluation *v) {
                                .batch = o->batch < v->data.val_count ? o->batch : v->data.val_count,
                                .mean = v->mean,
                                .std = v->std};
-    return tn_loader_open(v->dataset, &config, &v->loader);
+    return tn_setup_loader(v->dataset, &config, &v->loader);
 }
 
 static tn_status open_model(evaluation *v, const char *path) {
     const tn_options *o = v->options;
     tn_input_shape input = {v->data.channels, v->data.height, v->data.width};
     int classes = v->data.classes;
+    bool all_given = tn_options_is_given(o, "model") && tn_options_is_given(o, "variant");
     TN_TRY(tn_checkpoint_options(v->file, path, v->options, &input, &classes));
-    if (input.channels != v->data.channels || input.height != v->data.height || input.width != v->data.width ||
-        classes != v->data.classes)
-        return tn_fail(TN_ERR_DATA, "%s was trained on %dx%dx%d images of %d classes, %s has %dx%dx%d and %d", path,
-                       input.channels, input.height, input.width, classes, o->data, v->data.channels, v->data.height,
-                       v->data.width, v->data.classes);
+    if (input.channels != v->data.channels || input.height != v->data.height ||
+        input.width != v->data.width || classes != v->data.classes)
+        return tn_fail(TN_ERR_DATA, "%s was trained on %dx%dx%d images of %d classes, %s has %dx%dx%d and %d",
+                       path, input.channels, input.height, input.width, classes, o->data, v->data.channels,
+                       v->data.height, v->data.width, v->data.classes);
     TN_TRY(tn_setup_check_device(o));
-    TN_TRY(tn_setup_model(o, input, classes, &v->model));
-    tn_engine_config config = {.device = o->device,
-                               .threads = o->threads,
-                               .micro_batch = o->micro_batch,
-                               .max_batch = o->batch};
+    tn_status status = tn_setup_model(o, input, classes, &v->model);
+    if (status != TN_OK) return all_given ? status : tn_fail_prefix(TN_ERR_DATA, "%s: metadata", path);
+    tn_engine_config config = {
+        .device = o->device, .threads = o->threads, .micro_batch = o->micro_batch, .max_batch = o->batch};
     TN_TRY(tn_setup_engine(v->model, &config, &v->engine));
     return tn_checkpoint_load(v->engine, v->file, path, false);
 }
@@ -86,7 +86,8 @@ static tn_status evaluate(evaluation *v, tn_evaluation *out) {
     double start = tn_now();
     TN_TRY(tn_setup_evaluate(v->engine, v->loader, NULL, &result, v->predictions));
     if (!isfinite(result.loss))
-        return tn_fail(TN_ERR_DIVERGED, "%s: the loss on %s is not finite: the weights are, or lead to, no numbers",
+        return tn_fail(TN_ERR_DIVERGED,
+                       "%s: the loss on %s is not finite: the weights are, or lead to, no numbers",
                        o->checkpoint, o->data);
     *out = (tn_evaluation){.loss = result.loss / result.rows,
                            .top1 = 100.0 * result.top1 / result.rows,

@@ -1,4 +1,5 @@
-/* A training run: batches to the engine, schedule, logs, evaluation and checkpoints (contracts.md, "A run's folder"). */
+/* A training run: batches to the engine, schedule, logs, evaluation and checkpoints (contracts.md, "A run's
+ * folder"). */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,6 +9,7 @@
 #include "base/schedule.h"
 #include "model/graph.h"
 #include "taunet/run.h"
+#include "train/probe_log.h"
 #include "train/run_folder.h"
 #include "train/setup.h"
 
@@ -26,6 +28,7 @@ typedef struct run {
     tn_loader *train, *val;
     tn_schedule schedule;
     tn_run_folder folder;
+    tn_probe_log *probe; /* or NULL */
     tn_position position;
     tn_event event;
     int batches;  /* in an epoch */
@@ -62,7 +65,8 @@ static tn_status resolve_options(run *r, const tn_options *given) {
     TN_TRY(tn_run_folder_open(&r->folder, given->out, given->resume, given->overwrite));
     if (given->resume && r->folder.has_run) return load_resumed_options(r, given);
     if (r->folder.has_checkpoint)
-        return tn_fail(TN_ERR_DATA, "--out %s: last.safetensors without config.toml: not a run that can be resumed",
+        return tn_fail(TN_ERR_DATA,
+                       "--out %s: last.safetensors without config.toml: not a run that can be resumed",
                        r->folder.path);
     char *text;
     TN_TRY(tn_options_create("train", &r->options));
@@ -87,13 +91,13 @@ static tn_status open_data(run *r) {
                               .limit_batches = o->limit_batches,
                               .mean = r->mean,
                               .std = r->std};
-    TN_TRY(tn_loader_open(r->dataset, &train, &r->train));
+    TN_TRY(tn_setup_loader(r->dataset, &train, &r->train));
     tn_loader_config val = {.split = TN_SPLIT_VAL,
                             .batch = o->batch < r->data.val_count ? o->batch : r->data.val_count,
                             .limit_batches = o->limit_batches,
                             .mean = r->mean,
                             .std = r->std};
-    TN_TRY(tn_loader_open(r->dataset, &val, &r->val));
+    TN_TRY(tn_setup_loader(r->dataset, &val, &r->val));
     r->batches = tn_loader_batches(r->train);
     r->steps = o->steps > 0 ? o->steps : (long)o->epochs * r->batches;
     return TN_OK;
@@ -129,7 +133,8 @@ static tn_status open_state(run *r) {
     if (r->folder.has_checkpoint) {
         TN_TRY(load_weights(r, tn_run_folder_file(&r->folder, "last.safetensors", path), true));
         if (r->position.train_images != r->data.train_count)
-            return tn_fail(TN_ERR_DATA, "--data %s: %d training images, but the run in %s had %ld; resume with those",
+            return tn_fail(TN_ERR_DATA,
+                           "--data %s: %d training images, but the run in %s had %ld; resume with those",
                            r->options->data, r->data.train_count, r->folder.path, r->position.train_images);
         r->resumed = true;
         snprintf(note, sizeof note, "resuming at step %ld of %ld", r->position.step, r->steps);
@@ -138,10 +143,13 @@ static tn_status open_state(run *r) {
         TN_TRY(load_weights(r, r->options->init, false));
     }
     r->event = (tn_event){.steps = r->steps, .batches = r->batches, .best_top1 = r->position.best_top1};
-    TN_TRY(tn_loader_seek(r->train, (int)(r->position.step / r->batches), (int)(r->position.step % r->batches)));
+    TN_TRY(
+        tn_loader_seek(r->train, (int)(r->position.step / r->batches), (int)(r->position.step % r->batches)));
     if (!r->folder.has_checkpoint) TN_TRY(tn_run_folder_clear(&r->folder));
     TN_TRY(tn_run_folder_write_config(&r->folder, r->options));
-    return tn_run_folder_open_logs(&r->folder, &r->position);
+    TN_TRY(tn_run_folder_open_logs(&r->folder, &r->position));
+    tn_probe_source source = {r->options, r->dataset, r->mean, r->std, &r->position};
+    return r->options->probe[0] ? tn_probe_log_open(&r->folder, &source, r->engine, &r->probe) : TN_OK;
 }
 
 /* ---- log lines ---- */
@@ -271,6 +279,7 @@ static tn_status save(run *r, const char *name, bool whole) {
                                .dataset = r->data.name,
                                .mean = r->mean,
                                .std = r->std};
+    if (whole) TN_TRY(tn_probe_log_sync(r->probe));
     if (whole) TN_TRY(tn_run_folder_sync(&r->folder, &r->position));
     TN_TRY(tn_checkpoint_save(r->engine, &info, whole ? &r->position : NULL,
                               tn_run_folder_file(&r->folder, name, path)));
@@ -325,6 +334,7 @@ static tn_status end_epoch(run *r) {
     e->train_loss = p->loss_sum / (double)p->rows;
     e->train_top1 = 100.0 * (double)p->top1 / (double)p->rows;
     e->evaluated = false;
+    if (r->probe) TN_TRY(tn_probe_log_measure(r->probe, e->epoch, p->step, r->folder.events));
     if ((e->epoch + 1) % r->options->eval_every == 0 || p->step >= r->steps) TN_TRY(evaluate(r));
     e->seconds = tn_now() - r->epoch_started;
     e->images_per_second = r->train_seconds > 0 ? (double)r->epoch_images / r->train_seconds : 0;
@@ -384,7 +394,8 @@ static tn_status train_step(run *r) {
     e->lr = p->step_lr;
     e->tau = tau_of(r);
     e->images_per_second = result.rows / seconds;
-    e->seconds_left = (tn_now() - r->started) / (double)(p->step - r->first_step) * (double)(r->steps - p->step);
+    e->seconds_left =
+        (tn_now() - r->started) / (double)(p->step - r->first_step) * (double)(r->steps - p->step);
     e->log_step = p->step % o->log_every == 0;
     if (e->log_step) TN_TRY(log_step(r));
     send(r, TN_EVENT_STEP, NULL);
@@ -430,6 +441,7 @@ static tn_status pending_epoch(run *r) {
 
 static tn_status train_steps(run *r) {
     begin_epoch(r);
+    if (r->probe && r->position.step == 0) TN_TRY(tn_probe_log_measure(r->probe, -1, 0, r->folder.events));
     TN_TRY(pending_epoch(r));
     while (r->position.step < r->steps) {
         TN_TRY(profile(r));
@@ -474,7 +486,8 @@ static tn_status start(run *r, const tn_options *options) {
     TN_TRY(r->resumed ? recall_step(r) : log_start(r));
     char text[512];
     snprintf(text, sizeof text,
-             "%s %s on %s: %zu parameters, %.1f M multiply-adds an image; %d training and %d validation images; %s, %d "
+             "%s %s on %s: %zu parameters, %.1f M multiply-adds an image; %d training and %d validation "
+             "images; %s, %d "
              "threads, chunks of %d; %.1f MiB planned",
              r->options->model, r->options->variant, r->data.name, tn_model_parameter_count(r->model),
              tn_model_multiply_adds(r->model) * 1e-6, r->data.train_count, r->data.val_count,
@@ -484,7 +497,8 @@ static tn_status start(run *r, const tn_options *options) {
     return TN_OK;
 }
 
-/* After a failure inside the loop: the log says how the run ended, best effort; the first failure is what counts. */
+/* After a failure inside the loop: the log says how the run ended, best effort; the first failure is what
+ * counts. */
 static tn_status report_failure(run *r, tn_status status) {
     char message[1024];
     snprintf(message, sizeof message, "%s", tn_error());
@@ -505,7 +519,8 @@ tn_status tn_run_train(const tn_options *options, const tn_run_hooks *hooks) {
     }
     char message[1024];
     snprintf(message, sizeof message, "%s", tn_error());
-    tn_status closed = tn_run_folder_close(&r->folder);
+    tn_status probe = tn_probe_log_close(r->probe), closed = tn_run_folder_close(&r->folder);
+    if (closed == TN_OK) closed = probe;
     if (status != TN_OK) closed = tn_fail(status, "%s", message);
     tn_loader_close(r->train);
     tn_loader_close(r->val);

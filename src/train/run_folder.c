@@ -54,7 +54,7 @@ static void remove_made_folders(tn_run_folder *folder) {
 
 /* Whether a name is that of a file that a run writes. */
 static bool is_run_file(const char *name) {
-    static const char *const names[] = {"config.toml",      "log.jsonl",        "metrics.csv",
+    static const char *const names[] = {"config.toml",      "log.jsonl",        "metrics.csv",      "probes.csv",
                                         "last.safetensors", "best.safetensors", "report.html"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (!strcmp(name, names[i])) return true;

@@ -6,6 +6,9 @@
 #include "backend/backend.h"
 #include "io/atomic_file.h"
 
+/* That a loader holds: one in use, three ready. */
+#define LOADER_BATCHES 4
+
 tn_status tn_setup_model(const tn_options *options, tn_input_shape input, int classes, tn_model **out) {
     tn_model_config config = {.model = options->model,
                               .variant = options->variant,
@@ -24,18 +27,34 @@ tn_status tn_setup_model(const tn_options *options, tn_input_shape input, int cl
     return tn_model_build(&config, out);
 }
 
-tn_status tn_setup_engine(const tn_model *model, const tn_engine_config *config, tn_engine **out) {
-    TN_TRY(tn_engine_create(model, config, out));
-    double bytes = (double)tn_engine_bytes(*out);
+/* `bytes` for batches of `batch` images. */
+static tn_status check_memory(double bytes, int batch) {
     double machine = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
     if (bytes <= machine) return TN_OK;
+    return tn_fail(
+        TN_ERR_MEMORY,
+        "out of memory: %.1f GiB planned for batches of %d, the machine has %.1f GiB; use a smaller "
+        "--batch or --model, or fewer --threads",
+        bytes / 0x1p30, batch, machine / 0x1p30);
+}
+
+tn_status tn_setup_loader(const tn_dataset *dataset, const tn_loader_config *config, tn_loader **out) {
+    *out = NULL;
+    tn_dataset_info info = tn_dataset_describe(dataset);
+    int count = config->split == TN_SPLIT_TRAIN ? info.train_count : info.val_count;
+    double floats = (double)info.channels * info.height * info.width + info.classes + 1;
+    double rows = config->batch < count ? config->batch : count;
+    TN_TRY(check_memory(LOADER_BATCHES * rows * floats * sizeof(float), config->batch));
+    return tn_loader_open(dataset, config, out);
+}
+
+tn_status tn_setup_engine(const tn_model *model, const tn_engine_config *config, tn_engine **out) {
+    TN_TRY(tn_engine_create(model, config, out));
+    tn_status status = check_memory((double)tn_engine_bytes(*out), config->max_batch);
+    if (status == TN_OK) return TN_OK;
     tn_engine_free(*out);
     *out = NULL;
-    return tn_fail(TN_ERR_MEMORY,
-                   "out of memory: %.1f GiB planned for batches of %d, the machine has %.1f GiB; use a "
-                   "smaller --batch or "
-                   "--model, or fewer --threads",
-                   bytes / 0x1p30, config->max_batch, machine / 0x1p30);
+    return status;
 }
 
 tn_status tn_setup_check_output(const char *path) {

@@ -10,8 +10,9 @@
 /* Model for images of the given shape. Free with tn_model_free. */
 tn_status tn_setup_model(const tn_options *options, tn_input_shape input, int classes, tn_model **out);
 
-/* tn_engine_create for work that starts at once: TN_ERR_MEMORY also when the plan is larger than the
+/* tn_loader_open and tn_engine_create for work that starts at once: TN_ERR_MEMORY also for more than the
  * machine's memory, where the allocation succeeds and the process would be killed later. */
+tn_status tn_setup_loader(const tn_dataset *dataset, const tn_loader_config *config, tn_loader **out);
 tn_status tn_setup_engine(const tn_model *model, const tn_engine_config *config, tn_engine **out);
 
 /* Fails now if a file at `path` could not be written later, after the work. "" is no file. */

@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = str(pathlib.Path(os.environ.get("TAUNET") or ROOT / "build" / "taunet").resolve())
 TIMES = {"images_per_second", "seconds", "data_wait"}  # what may differ between two equal runs
 TIMEOUT = 120
+SANITIZED = os.path.exists(PROGRAM) and b"__asan_init" in pathlib.Path(PROGRAM).read_bytes()
 
 
 def environment(**changes):

@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM end a run after a checkpoint; resumed, it equals one that was left alone."""
 import signal
+import time
 
 import harness
 from harness import Case
@@ -31,11 +32,11 @@ class Signals(Case):
     def test_within_an_epoch(self):
         for number, variant in ((signal.SIGINT, "tau"), (signal.SIGTERM, "bn-tau")):
             with self.subTest(number.name):
-                command = train("synthetic:3x32x32:4:600", 40, 2, "--variant", variant)
+                command = train("synthetic:3x32x32:4:400", 40, 2, "--variant", variant)
                 straight, folder = self.base / f"{variant}-straight", self.base / variant
                 self.succeed(*command, "--out", straight)
                 metadata = self.stop(command, folder, lambda text: '"step":3' in text, number)
-                self.assertLess(int(metadata["step"]), 15, "the signal came after the epoch; the steps are too fast")
+                self.assertLess(int(metadata["step"]), 10, "the signal came after the epoch; the steps are too fast")
                 self.succeed(*command, "--out", folder, "--resume")
                 self.assert_same_run(straight, folder)
 
@@ -69,14 +70,14 @@ class Signals(Case):
         straight, folder = self.base / "straight", self.base / "stopped"
         self.succeed(*command, "--out", straight)
         stops = 0
-        for wanted in range(2, 40, 3):
+        for wanted in range(2, 40, 5):
             process = harness.start(*command, "--out", folder, "--resume")
             harness.wait_until(lambda: process.poll() is not None or f'"step":{wanted},' in self.text(folder), "a step")
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=harness.TIMEOUT)
             self.assertIn(process.returncode, (0, 130))
             stops += process.returncode == 130
-        self.assertGreater(stops, 5)
+        self.assertGreater(stops, 3)
         self.succeed(*command, "--out", folder, "--resume")
         self.assert_same_run(straight, folder)
 
@@ -94,13 +95,13 @@ class Signals(Case):
         self.assert_same_run(self.base / "straight", self.base / "run")
 
     def test_twice_ends_at_once(self):
-        data = harness.make_cifar10(self.base / "data", train=2000, test=1000)
-        command = train(data, 2000, 1, "--variant", "bn")
+        data = harness.make_cifar10(self.base / "data", train=1000, test=100)
+        command = train(data, 1000, 1, "--variant", "bn")
         process = harness.start(*command, "--out", self.base / "run")
         harness.wait_until(lambda: process.poll() is not None or '"start"' in self.text(self.base / "run"), "the start")
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGINT)
+        while process.poll() is None:  # the kernel merges signals that come too fast
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
         process.communicate(timeout=harness.TIMEOUT)
         self.assertEqual(process.returncode, -signal.SIGINT)
 

@@ -26,6 +26,7 @@
 #define SQUARED   0x4000u
 #define UNEVEN    0x8000u  /* row weights differ, some are zero */
 #define HARD      0x10000u /* targets are one class each */
+#define FROZEN    0x40000u /* the node's weight is fixed: it has no gradient */
 #define KEEP      0x20000u /* subsample: the bias in the stored input is not taken away */
 
 #define JOIN (BRACKET | TAU | RESIDUAL | CARRY_IN | RELU | CARRY_OUT)
@@ -151,6 +152,11 @@ static tn_status add_with_epilogue(const op_case *self, tn_model *model, tn_node
 
 /* ---- models ---- */
 
+static void freeze(tn_model *model, int param) {
+    model->params[param].group = TN_GROUP_FIXED;
+    model->params[param].grad_factor = 0;
+}
+
 static tn_status conv_model(const op_case *self, tn_model *model) {
     int x, carry, tau = -1;
     TN_TRY(add_stem(self, model, &x, &carry));
@@ -163,6 +169,7 @@ static tn_status conv_model(const op_case *self, tn_model *model) {
         }
         TN_TRY(conv_node(self, model, "conv", x, &node));
         node.residual = residual;
+        if (self->flags & FROZEN) freeze(model, node.weight);
         TN_TRY(add_with_epilogue(self, model, node, &x, &carry, &tau));
     }
     return finish(self, model, x);
@@ -179,7 +186,14 @@ static tn_status linear_model(const op_case *self, tn_model *model) {
         TN_TRY(tn_graph_add(model, node, &x));
     }
     for (int i = 0; i < (self->flags & TWICE ? 2 : 1); i++) {
+        int residual = -1;
+        if (self->flags & PROJECTION) {
+            TN_TRY(linear_node(model, "projection", x, self->out, &node));
+            TN_TRY(tn_graph_add(model, node, &residual));
+        }
         TN_TRY(linear_node(model, "linear", x, self->out, &node));
+        node.residual = residual;
+        if (self->flags & FROZEN) freeze(model, node.weight);
         if (self->flags & BIAS) TN_TRY(add_vector(model, "bias", self->out, 0, &node.bias));
         TN_TRY(add_with_epilogue(self, model, node, &x, &carry, &tau));
     }
@@ -337,6 +351,9 @@ static const op_case cases[] = {
     {CASE("linear residual tau fixed", linear, 4), SIZE(32, 32, 3, 3), .flags = TAU_FIXED | RESIDUAL | RELU},
     {CASE("linear join", linear, 4), SIZE(17, 17, 3, 3), .flags = JOIN | BIAS},
     {CASE("linear two joins shared tau", linear, 3), SIZE(16, 16, 3, 3), .flags = JOIN | TWICE},
+    {CASE("linear projection", linear, 4), SIZE(12, 20, 3, 3), .flags = PROJECTION | TAU | RELU},
+    {CASE("linear frozen", linear, 4), SIZE(16, 16, 3, 3), .flags = FROZEN | TAU_FIXED | RESIDUAL | RELU},
+    {CASE("linear frozen image", linear, 3), SIZE(3, 6, 4, 3), .flags = FROZEN | DIRECT | BIAS | RELU},
     {CASE("linear uneven rows", linear, 7), SIZE(8, 8, 3, 3), .flags = BIAS | RELU | UNEVEN},
 
     {CASE("norm", norm, 3), SIZE(8, 8, 5, 5), K3},

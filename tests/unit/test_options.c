@@ -157,7 +157,7 @@ static void command_line_errors(void **state) {
         {"--momentun=1", "unknown option --momentun; did you mean --momentum?"},
         {"--qqq", "unknown option --qqq; 'taunet help train' lists the options of train"},
         {"--checkpoint x",
-         "--checkpoint is an option of eval, not of train; 'taunet help train' lists those"},
+         "--checkpoint is an option of eval, theory, not of train; 'taunet help train' lists those"},
         {"--classes 3",
          "--classes is an option of init, info, bench, not of train; 'taunet help train' lists those"},
         {"cifar10", "unexpected argument \"cifar10\"; options are written --name value"},
@@ -265,7 +265,7 @@ static void file_errors(void **state) {
     static const char *const cases[][2] = {
         {"lr = 1\n bacth = 3", "f:2:2: unknown option bacth; did you mean batch?"},
         {"checkpoint = 'x'",
-         "f:1:1: checkpoint is an option of eval, not of train; 'taunet help train' lists those"},
+         "f:1:1: checkpoint is an option of eval, theory, not of train; 'taunet help train' lists those"},
         {"batch = 0", "f:1:9: --batch \"0\": out of range; allowed: from 1 to 1048576"},
         {"batch = 1.0", "f:1:9: --batch \"1.0\": not a whole number; allowed: from 1 to 1048576"},
         {"shuffle = 1", "f:1:11: --shuffle \"1\": neither yes nor no; allowed: yes or no"},
@@ -316,7 +316,8 @@ static void saved_config_reads_back(void **state) {
     tn_options *a = parsed(
         "train",
         "--model resnet8 --variant fixup --tau L^-0.25 --tau-sharing per-block --bn-shortcut no "
-        "--zero-init-last-gamma --data synthetic:3x8x8:10:64 --augment none --mixup 0.3 "
+        "--zero-init-last-gamma --width 64 --depth 9 --loss squared --train-ends --probe norms "
+        "--data synthetic:3x8x8:10:64 --augment none --mixup 0.3 "
         "--label-smoothing 0.1 --shuffle no --mean 0.4914,0.1,1e-20 --std 0.3333333333,3e38,1 "
         "--limit-batches 3 --epochs 7 --steps 9 --batch 5 --micro-batch 2 --lr 0.1000000001 "
         "--momentum 0.3333333333333333148 --weight-decay 5e-324 --scalar-lr 123456789 --schedule cosine "

@@ -1,8 +1,8 @@
 /* Convolution and linear layers on the CPU, with the epilogue of graph.h fused into oneDNN's kernels:
- *   s  is folded into the packed weights, c (and a vector bias) into the bias vector,
- *   r  is a binary add, the activation an eltwise, d a binary add of one scalar.
- * Layout of a chunk's own gradients: packed dL/d(sW), then the vector bias (linear), then sum of dz and sum
- * of dy. */
+ *   s  is folded into the packed weights (for a linear layer that adds its own input s W + I), c (and a
+ * vector bias) into the bias vector, r  is a binary add, the activation an eltwise, d a binary add of one
+ * scalar. Layout of a chunk's own gradients: packed dL/d(sW), then the vector bias (linear), then sum of dz
+ * and sum of dy. */
 #include <string.h>
 
 #include "backend/cpu/cpu.h"
@@ -56,7 +56,7 @@ static tn_dnn_shape dnn_shape(const conv_plan *plan, bool training) {
                       .stride = linear ? 1 : node->stride,
                       .padding = linear ? 0 : node->padding,
                       .bias = plan->has_bias,
-                      .residual = node->residual >= 0,
+                      .residual = node->residual >= 0 && !tn_node_adds_own_input(node),
                       .relu = node->relu,
                       .carry = node->carry >= 0,
                       .need_weight_gradient = training && !is_fixed(plan),
@@ -117,7 +117,7 @@ static tn_status conv_forward(tn_plan *head, const tn_args *a) {
     data[n++] = plan->forward_weights;
     if (plan->has_bias) data[n++] = plan->bias;
     data[n++] = a->y;
-    if (node->residual >= 0) data[n++] = a->r;
+    if (node->residual >= 0 && !tn_node_adds_own_input(node)) data[n++] = a->r;
     if (node->carry >= 0) data[n++] = plan->carry;
     data[n++] = a->scratch;
     return tn_dnn_run(&plan->dnn.forward, a->worker, data);
@@ -167,9 +167,11 @@ static tn_status conv_pack(tn_plan *head, int worker, const tn_flat *flat, bool 
     *plan->carry = node->carry >= 0 ? values[params[node->carry].offset] : 0.0f;
     *finite = tn_cpu_finite(weights, w->count) && tn_cpu_finite(&s, 1) && tn_cpu_finite(plan->carry, 1) &&
               tn_cpu_finite(plan->bias, (size_t)plan->outputs);
-    if (s != 1.0f) {
+    if (s != 1.0f || tn_node_adds_own_input(node)) {
         float *scaled = plan->cpu->weight_scratch[worker];
         tn_cpu_scale(scaled, weights, s, w->count);
+        for (int j = 0; tn_node_adds_own_input(node) && j < plan->outputs; j++)
+            scaled[(size_t)j * (size_t)(plan->outputs + 1)] += 1.0f;
         weights = scaled;
     }
     const void *forward[] = {weights, plan->forward_weights, NULL};

@@ -85,6 +85,13 @@ static void cpu_sgd(tn_backend *backend, float *values, const float *grads, floa
     sgd_loop(values, grads, momentum, count, lr, mu, decay);
 }
 
+static tn_status cpu_square_sum(tn_backend *backend, const float *const *parts, int count, float shift,
+                                size_t floats, double *out) {
+    (void)backend;
+    *out = tn_cpu_square_sum(parts, count, shift, floats);
+    return TN_OK;
+}
+
 static void cpu_describe(int device, char *text, size_t size) {
     (void)device;
     tn_dnn_describe(text, size);
@@ -102,6 +109,7 @@ const tn_backend_ops tn_cpu_backend = {.name = "cpu",
                                        .download = cpu_copy,
                                        .add = cpu_add,
                                        .sgd = cpu_sgd,
+                                       .square_sum = cpu_square_sum,
                                        .nodes = {[TN_NODE_CONV] = &tn_cpu_conv,
                                                  [TN_NODE_LINEAR] = &tn_cpu_conv,
                                                  [TN_NODE_NORM] = &tn_cpu_norm,

@@ -39,6 +39,9 @@ void tn_cpu_scale(float *to, const float *from, float factor, size_t count);
 /* Sum of a[i] * b[i] in double, in a fixed order. */
 double tn_cpu_dot(const float *a, const float *b, size_t count);
 
+/* Sum of (parts[0][i] + parts[1][i] + ... - shift)^2 in double, in a fixed order. */
+double tn_cpu_square_sum(const float *const *parts, int count, float shift, size_t floats);
+
 bool tn_cpu_finite(const float *x, size_t count);
 
 #endif

@@ -97,6 +97,25 @@ TN_SIMD double tn_cpu_dot(const float *a, const float *b, size_t count) {
     return sum;
 }
 
+TN_SIMD static double square_block(const double *values, size_t n) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = 0; i < n; i++) sum += values[i] * values[i];
+    return sum;
+}
+
+double tn_cpu_square_sum(const float *const *parts, int count, float shift, size_t floats) {
+    double sum = 0, values[BLOCK];
+    for (size_t at = 0; at < floats; at += BLOCK) {
+        size_t n = floats - at < BLOCK ? floats - at : BLOCK;
+        for (size_t i = 0; i < n; i++) values[i] = (double)parts[0][at + i] - (double)shift;
+        for (int p = 1; p < count; p++)
+            for (size_t i = 0; i < n; i++) values[i] += (double)parts[p][at + i];
+        sum += square_block(values, n);
+    }
+    return sum;
+}
+
 TN_SIMD bool tn_cpu_finite(const float *x, size_t count) {
     float poison = 0;
 #pragma omp simd reduction(+ : poison)

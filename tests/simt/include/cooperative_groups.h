@@ -1,0 +1,1 @@
+#error "the SIMT machine has no cooperative groups: use __syncthreads, __syncwarp and the _sync intrinsics"
