@@ -17,19 +17,18 @@
 template <typename X, typename Y>
 __global__ void __launch_bounds__(THREADS)
     forward_plain(tn_conv_shape s, const X *__restrict__ x, const float *__restrict__ w, tn_epilogue e, Y *y) {
-    size_t count = (size_t)s.rows * s.out_height * s.out_width * s.out_channels;
-    size_t group = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    const unsigned count = s.rows * s.out_height * s.out_width * s.out_channels;
+    const unsigned group = blockIdx.x * THREADS + threadIdx.x;
     if (group * 8 >= count) return;
     const Y *r = static_cast<const Y *>(e.r);
     float factor = value_or(e.s, 1.0f), c = value_or(e.c, 0.0f), d = value_or(e.d, 0.0f);
     unsigned bits = 0;
     bool bad = false;
     for (int j = 0; j < 8 && group * 8 + j < count; j++) {
-        size_t i = group * 8 + j, pixel = i / s.out_channels;
-        int co = (int)(i % s.out_channels);
-        int ow = (int)(pixel % s.out_width), oh = (int)(pixel / s.out_width % s.out_height);
+        const int i = (int)group * 8 + j, pixel = i / s.out_channels, co = i % s.out_channels;
+        const int ow = pixel % s.out_width, oh = pixel / s.out_width % s.out_height;
         const X *image =
-            x + pixel / s.out_width / s.out_height * ((size_t)s.in_height * s.in_width) * s.in_channels;
+            x + (size_t)(pixel / s.out_width / s.out_height) * s.in_height * s.in_width * s.in_channels;
         float sum = 0;
         for (int tap = 0; tap < 9; tap++) {
             int h = oh * s.stride - 1 + tap / 3, v = ow * s.stride - 1 + tap % 3;
@@ -51,13 +50,12 @@ __global__ void __launch_bounds__(THREADS)
 template <typename Y, typename X>
 __global__ void __launch_bounds__(THREADS)
     backward_data_plain(tn_conv_shape s, const Y *__restrict__ dz, const float *__restrict__ w, X *dx) {
-    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= (size_t)s.rows * s.in_height * s.in_width * s.in_channels) return;
-    size_t pixel = i / s.in_channels;
-    int ci = (int)(i % s.in_channels);
-    int v = (int)(pixel % s.in_width), h = (int)(pixel / s.in_width % s.in_height);
+    const int i = (int)(blockIdx.x * THREADS + threadIdx.x);
+    if (i >= s.rows * s.in_height * s.in_width * s.in_channels) return;
+    const int pixel = i / s.in_channels, ci = i % s.in_channels;
+    const int v = pixel % s.in_width, h = pixel / s.in_width % s.in_height;
     const Y *image =
-        dz + pixel / s.in_width / s.in_height * ((size_t)s.out_height * s.out_width) * s.out_channels;
+        dz + (size_t)(pixel / s.in_width / s.in_height) * s.out_height * s.out_width * s.out_channels;
     float sum = 0;
     for (int tap = 0; tap < 9; tap++) {
         int down = h + 1 - tap / 3, right = v + 1 - tap % 3;
@@ -214,7 +212,7 @@ static void forward(const tn_conv_shape *s, const void *from, const float *w, tn
                     cudaStream_t stream) {
     const X *x = static_cast<const X *>(from);
     Y *y = static_cast<Y *>(to);
-    size_t count = (size_t)s->rows * s->out_height * s->out_width * s->out_channels;
+    const unsigned count = (unsigned)out_elements(s);
     if (s->out_channels % 8)
         TN_LAUNCH((forward_plain<X, Y>), blocks_for(groups_of(count)), THREADS, 0, stream, *s, x, w, e, y);
     else if (s->stride == 1 && s->out_channels <= 16)
@@ -230,8 +228,7 @@ static void forward(const tn_conv_shape *s, const void *from, const float *w, tn
 }
 
 static bool bad_shape(const tn_conv_shape *s) {
-    return s->kernel != 3 || s->padding != 1 || (s->stride != 1 && s->stride != 2) || s->rows < 0 ||
-           s->in_channels < 1 || s->out_channels < 1 || s->out_height != (s->in_height - 1) / s->stride + 1 ||
+    return bad_sizes(s) || s->kernel != 3 || s->padding != 1 || s->stride > 2 || s->out_height != (s->in_height - 1) / s->stride + 1 ||
            s->out_width != (s->in_width - 1) / s->stride + 1;
 }
 
@@ -307,9 +304,8 @@ template <typename Y, typename X>
 static void backward_data(const tn_conv_shape *s, const void *from, const float *w, void *to, cudaStream_t stream) {
     const Y *dz = static_cast<const Y *>(from);
     X *dx = static_cast<X *>(to);
-    size_t count = (size_t)s->rows * s->in_height * s->in_width * s->in_channels;
     if (s->in_channels % 8) {
-        TN_LAUNCH((backward_data_plain<Y, X>), blocks_for(count), THREADS, 0, stream, *s, dz, w, dx);
+        TN_LAUNCH((backward_data_plain<Y, X>), blocks_for((unsigned)in_elements(s)), THREADS, 0, stream, *s, dz, w, dx);
     } else if (s->stride == 1) {
         tn_conv_shape back = *s;
         back.in_channels = s->out_channels;

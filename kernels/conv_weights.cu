@@ -93,8 +93,9 @@ __global__ void __launch_bounds__(CT / 2 * (CT / 2))
     const int ci = threadIdx.x % (CT / 2) * 2, co = threadIdx.x / (CT / 2) * 2;
     const int ci0 = blockIdx.y * CT, co0 = blockIdx.z * CT;
     const int across = (s.out_width + TILE_WIDTH - 1) / TILE_WIDTH, down = (s.out_height + TH - 1) / TH;
-    const int first = (int)((long long)tiles * blockIdx.x / gridDim.x);
-    const int last = (int)((long long)tiles * (blockIdx.x + 1) / gridDim.x);
+    /* The first tiles % splits splits take one tile more. */
+    const int split = blockIdx.x, share = tiles / gridDim.x, more = tiles % gridDim.x;
+    const int first = split * share + min(split, more), last = first + share + (split < more);
     float sums[9][2][2] = {};
 
     for (int tile = first; tile < last; tile++) {
@@ -160,7 +161,7 @@ static void backward_weights(const tn_conv_shape *s, const void *x, const void *
 cudaError_t tn_launch_conv3x3_backward_weights(const tn_conv_shape *shape, tn_storage x_store, const void *x,
                                                tn_storage y_store, const void *dz, void *workspace, float *dw,
                                                cudaStream_t stream) {
-    if (shape->kernel != 3 || shape->padding != 1 || (shape->stride != 1 && shape->stride != 2) || shape->rows < 1)
+    if (bad_sizes(shape) || shape->kernel != 3 || shape->padding != 1 || shape->stride > 2 || shape->rows < 1)
         return cudaErrorInvalidValue;
     if (misaligned(x) || misaligned(dz)) return cudaErrorMisalignedAddress;
     float *partial = static_cast<float *>(workspace);

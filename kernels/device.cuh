@@ -98,7 +98,8 @@ __device__ __forceinline__ void store8(bf16 *p, const float v[8]) {
 }
 
 /* Elements [first, first + 8) of an array of `count`, zeros beyond its end. */
-template <typename T> __device__ __forceinline__ void load_group(const T *p, size_t first, size_t count, float v[8]) {
+template <typename T>
+__device__ __forceinline__ void load_group(const T *p, unsigned first, unsigned count, float v[8]) {
     if (first + 8 <= count) {
         load8(p + first, v);
         return;
@@ -108,7 +109,7 @@ template <typename T> __device__ __forceinline__ void load_group(const T *p, siz
 }
 
 template <typename T>
-__device__ __forceinline__ void store_group(T *p, size_t first, size_t count, const float v[8]) {
+__device__ __forceinline__ void store_group(T *p, unsigned first, unsigned count, const float v[8]) {
     if (first + 8 <= count) {
         store8(p + first, v);
         return;
@@ -120,7 +121,7 @@ __device__ __forceinline__ void store_group(T *p, size_t first, size_t count, co
 
 /* v = sum of the parts. */
 template <typename T>
-__device__ __forceinline__ void load_parts(const tn_parts &parts, size_t first, size_t count, float v[8]) {
+__device__ __forceinline__ void load_parts(const tn_parts &parts, unsigned first, unsigned count, float v[8]) {
     load_group(static_cast<const T *>(parts.part[0]), first, count, v);
     for (int i = 1; i < parts.count; i++) {
         float w[8];
@@ -131,7 +132,7 @@ __device__ __forceinline__ void load_parts(const tn_parts &parts, size_t first, 
 }
 
 /* Byte `group` of a mask holds the bits of elements [8 * group, 8 * group + 8): devices are little-endian. */
-__device__ __forceinline__ unsigned load_mask(const uint32_t *mask, size_t group) {
+__device__ __forceinline__ unsigned load_mask(const uint32_t *mask, unsigned group) {
     return mask ? reinterpret_cast<const uint8_t *>(mask)[group] : 0xffu;
 }
 
@@ -181,13 +182,33 @@ __device__ __forceinline__ double block_sum(double v) {
 
 /* ---- host ---- */
 
-/* Blocks of THREADS threads for `count` threads. */
-static inline unsigned blocks_for(size_t count) {
-    return (unsigned)((count + THREADS - 1) / THREADS);
+/* Tensors have fewer than 2^31 elements, so that kernels can divide indices in 32 bits. */
+static inline bool too_large(size_t a, size_t b = 1) {
+    return b != 0 && a > (size_t)INT32_MAX / b;
 }
 
-static inline size_t groups_of(size_t count) {
+/* Blocks of THREADS threads for `count` threads. */
+static inline unsigned blocks_for(unsigned count) {
+    return (count + THREADS - 1) / THREADS;
+}
+
+static inline unsigned groups_of(unsigned count) {
     return (count + 7) / 8;
+}
+
+static inline size_t in_elements(const tn_conv_shape *s) {
+    return (size_t)s->rows * (size_t)s->in_height * (size_t)s->in_width * (size_t)s->in_channels;
+}
+
+static inline size_t out_elements(const tn_conv_shape *s) {
+    return (size_t)s->rows * (size_t)s->out_height * (size_t)s->out_width * (size_t)s->out_channels;
+}
+
+/* Sizes that no kernel takes. */
+static inline bool bad_sizes(const tn_conv_shape *s) {
+    return s->rows < 0 || s->in_height < 1 || s->in_width < 1 || s->in_channels < 1 || s->out_height < 1 ||
+           s->out_width < 1 || s->out_channels < 1 || s->stride < 1 || too_large(in_elements(s)) ||
+           too_large(out_elements(s));
 }
 
 static inline bool misaligned(const void *p) {

@@ -1,26 +1,24 @@
 /* Launchers of all CUDA kernels, callable from C.
  *
  * Conventions
- *   Pointers       are device memory unless a comment says host. Activations and their gradients are aligned to 16
- *                  bytes (cudaErrorMisalignedAddress otherwise); everything else to its own element.
- *   Activations    are NHWC, [rows][height][width][channels], stored as the tn_storage given beside the pointer, always
- *                  computed with in float32. Where a call has two storages, x is what the node reads and y what it
- *                  writes; a residual r has the storage of y, dy and dz that of y, dx that of x.
- *   Parameters     are float32 in the flat buffers, conv weights OIHW, linear weights [out][in].
- *   Scalars        are read through pointers, so that a captured graph follows their changes. s, c and d are those of
- *                  src/model/graph.h; NULL means 1 for s, 0 for the others, and no term for bias and r.
- *   =              Every output is overwritten, none is added to, except flags and what a comment says.
- *   Masks          One bit per element of y in flat order: element i is bit i % 32 of word i / 32, set where z > 0.
- *                  (elements + 31) / 32 words. Bits beyond the last element are not defined. NULL: no ReLU in
- *                  backward; nothing to be remembered in forward.
- *   Flags          `int *nonfinite` may be NULL; 1 is stored where a value that is not finite was seen, nothing
- *                  otherwise. ReLU and max pool keep NaN.
- *   Aliasing       None unless a comment allows it.
- *   Determinism    Results are bitwise the same for the same arguments on every device: sums are split by shape alone
- *                  and merged in a fixed order; there are no float atomics.
- *   Workspaces     are scratch memory, aligned to 16 bytes; nothing in them lives longer than the call.
- *   Errors         What cudaGetLastError says after the launches, or cudaErrorInvalidValue for sizes that the kernel
- *                  does not take. Calls with nothing to do launch nothing. */
+ *   Pointers       are device memory unless a comment says host. Activations and their gradients are aligned
+ * to 16 bytes (cudaErrorMisalignedAddress otherwise); everything else to its own element. Activations    are
+ * NHWC, [rows][height][width][channels], stored as the tn_storage given beside the pointer, always computed
+ * with in float32. Where a call has two storages, x is what the node reads and y what it writes; a residual r
+ * has the storage of y, dy and dz that of y, dx that of x. Sizes          A tensor (or matrix of columns) has
+ * fewer than 2^31 elements. Parameters     are float32 in the flat buffers, conv weights OIHW, linear weights
+ * [out][in]. Scalars        are read through pointers, so that a captured graph follows their changes. s, c
+ * and d are those of src/model/graph.h; NULL means 1 for s, 0 for the others, and no term for bias and r. =
+ * Every output is overwritten, none is added to, except flags and what a comment says. Masks          One bit
+ * per element of y in flat order: element i is bit i % 32 of word i / 32, set where z > 0. (elements + 31) /
+ * 32 words. Bits beyond the last element are not defined. NULL: no ReLU in backward; nothing to be remembered
+ * in forward. Flags          `int *nonfinite` may be NULL; 1 is stored where a value that is not finite was
+ * seen, nothing otherwise. ReLU and max pool keep NaN. Aliasing       None unless a comment allows it.
+ *   Determinism    Results are bitwise the same for the same arguments on every device: sums are split by
+ * shape alone and merged in a fixed order; there are no float atomics. Workspaces     are scratch memory,
+ * aligned to 16 bytes; nothing in them lives longer than the call. Errors         What cudaGetLastError says
+ * after the launches, or cudaErrorInvalidValue for sizes that the kernel does not take. Calls with nothing to
+ * do launch nothing. */
 #ifndef TN_KERNELS_KERNELS_H
 #define TN_KERNELS_KERNELS_H
 
@@ -64,13 +62,15 @@ typedef struct tn_conv_shape {
 
 /* ---- conv_direct.cu: 3x3, stride 1 or 2, padding 1, any number of channels ---- */
 
-/* y = epilogue(conv(x, w)). w is packed as TN_PACK_CONV_FORWARD, usually with s in it (then epilogue.s is NULL). r may
- * be y. Channel counts out of 8 that divide run tiled, others in a plain loop. */
-cudaError_t tn_launch_conv3x3_forward(const tn_conv_shape *shape, tn_storage x_store, const void *x, const float *w,
-                                      tn_epilogue epilogue, tn_storage y_store, void *y, cudaStream_t stream);
+/* y = epilogue(conv(x, w)). w is packed as TN_PACK_CONV_FORWARD, usually with s in it (then epilogue.s is
+ * NULL). r may be y. Channel counts out of 8 that divide run tiled, others in a plain loop. */
+cudaError_t tn_launch_conv3x3_forward(const tn_conv_shape *shape, tn_storage x_store, const void *x,
+                                      const float *w, tn_epilogue epilogue, tn_storage y_store, void *y,
+                                      cudaStream_t stream);
 /* dx from dz; w is packed as TN_PACK_CONV_BACKWARD. */
 cudaError_t tn_launch_conv3x3_backward_data(const tn_conv_shape *shape, tn_storage y_store, const void *dz,
-                                            const float *w, tn_storage x_store, void *dx, cudaStream_t stream);
+                                            const float *w, tn_storage x_store, void *dx,
+                                            cudaStream_t stream);
 /* dw (OIHW, float) from x and dz; workspace of tn_conv3x3_workspace bytes. */
 cudaError_t tn_launch_conv3x3_backward_weights(const tn_conv_shape *shape, tn_storage x_store, const void *x,
                                                tn_storage y_store, const void *dz, void *workspace, float *dw,
@@ -79,23 +79,26 @@ size_t tn_conv3x3_workspace(const tn_conv_shape *shape);
 
 /* ---- im2col.cu: any kernel, stride and padding; the GEMM is the caller's ---- */
 
-/* columns[pixel][ld]: output pixel (n, oh, ow) gets x at (oh * stride - padding + kh, ow * stride - padding + kw), 0
- * outside, in the order (kh, kw, channel); zeros from kernel * kernel * in_channels to ld. */
-cudaError_t tn_launch_im2col(const tn_conv_shape *shape, tn_storage x_store, const void *x, tn_storage columns_store,
-                             void *columns, int ld, cudaStream_t stream);
+/* columns[pixel][ld]: output pixel (n, oh, ow) gets x at (oh * stride - padding + kh, ow * stride - padding +
+ * kw), 0 outside, in the order (kh, kw, channel); zeros from kernel * kernel * in_channels to ld. */
+cudaError_t tn_launch_im2col(const tn_conv_shape *shape, tn_storage x_store, const void *x,
+                             tn_storage columns_store, void *columns, int ld, cudaStream_t stream);
 /* dx[n, h, w, channel] = sum of all columns made from it: the transpose of im2col. */
-cudaError_t tn_launch_col2im(const tn_conv_shape *shape, tn_storage columns_store, const void *columns, int ld,
-                             tn_storage x_store, void *dx, cudaStream_t stream);
+cudaError_t tn_launch_col2im(const tn_conv_shape *shape, tn_storage columns_store, const void *columns,
+                             int ld, tn_storage x_store, void *dx, cudaStream_t stream);
 
 /* ---- epilogue.cu ---- */
 
 /* y = epilogue(x) on [pixels][channels]. y may be x (same storage) or r. */
 cudaError_t tn_launch_epilogue_forward(size_t pixels, int channels, tn_storage x_store, const void *x,
-                                       tn_epilogue epilogue, tn_storage y_store, void *y, cudaStream_t stream);
-/* dz = mask * sum of parts over `count` elements; sums[0] = sum of dz, sums[1] = sum of dL/dy (before the mask). dz may
- * be one of the parts. sums may be NULL, then so may workspace (TN_SUM_WORKSPACE bytes). The flag looks at dL/dy. */
-cudaError_t tn_launch_epilogue_backward(size_t count, tn_storage store, tn_parts dy, const uint32_t *mask, void *dz,
-                                        void *workspace, float *sums, int *nonfinite, cudaStream_t stream);
+                                       tn_epilogue epilogue, tn_storage y_store, void *y,
+                                       cudaStream_t stream);
+/* dz = mask * sum of parts over `count` elements; sums[0] = sum of dz, sums[1] = sum of dL/dy (before the
+ * mask). dz may be one of the parts. sums may be NULL, then so may workspace (TN_SUM_WORKSPACE bytes). The
+ * flag looks at dL/dy. */
+cudaError_t tn_launch_epilogue_backward(size_t count, tn_storage store, tn_parts dy, const uint32_t *mask,
+                                        void *dz, void *workspace, float *sums, int *nonfinite,
+                                        cudaStream_t stream);
 /* sums[channel] = sum over rows of x[rows][channels]: gradient of a vector bias. */
 cudaError_t tn_launch_column_sums(int rows, int channels, tn_storage store, const void *x, float *sums,
                                   cudaStream_t stream);
@@ -104,16 +107,17 @@ cudaError_t tn_launch_column_sums(int rows, int channels, tn_storage store, cons
 
 /* Scratch of tn_launch_norm_statistics and tn_launch_norm_reduce. */
 size_t tn_norm_workspace(size_t pixels, int channels);
-/* moments[channel] = sum of x, moments[channels + channel] = sum of x^2, both double and to be added over ranks. */
-cudaError_t tn_launch_norm_statistics(size_t pixels, int channels, tn_storage store, const void *x, void *workspace,
-                                      double *moments, cudaStream_t stream);
+/* moments[channel] = sum of x, moments[channels + channel] = sum of x^2, both double and to be added over
+ * ranks. */
+cudaError_t tn_launch_norm_statistics(size_t pixels, int channels, tn_storage store, const void *x,
+                                      void *workspace, double *moments, cudaStream_t stream);
 /* What a norm computes with, each [channels]: y = act((x - mean) * factor + shift + r). */
 typedef struct tn_norm_vectors {
     float *mean, *inv_std, *factor, *shift;
 } tn_norm_vectors;
-/* Moments over `count` pixels -> vectors, with factor = s gamma / sqrt(var + 1e-5), shift = s beta and the biased
- * variance; moves the running mean and (unbiased) variance by 0.1. A channel with moments that are not finite sets the
- * flag and leaves its running values alone. */
+/* Moments over `count` pixels -> vectors, with factor = s gamma / sqrt(var + 1e-5), shift = s beta and the
+ * biased variance; moves the running mean and (unbiased) variance by 0.1. A channel with moments that are not
+ * finite sets the flag and leaves its running values alone. */
 cudaError_t tn_launch_norm_finish(double count, int channels, const double *moments, const float *gamma,
                                   const float *beta, const float *s, float *running_mean, float *running_var,
                                   tn_norm_vectors vectors, int *nonfinite, cudaStream_t stream);
@@ -125,26 +129,27 @@ cudaError_t tn_launch_norm_load(int channels, const float *gamma, const float *b
 cudaError_t tn_launch_norm_apply(size_t pixels, int channels, tn_storage x_store, const void *x,
                                  tn_norm_vectors vectors, tn_epilogue epilogue, tn_storage y_store, void *y,
                                  cudaStream_t stream);
-/* dz = mask * sum of parts; moments[channel] = sum of dz, moments[channels + channel] = sum of dz (x - mean), both
- * double and to be added over ranks. dz may be one of the parts. The flag looks at dL/dy. */
-cudaError_t tn_launch_norm_reduce(size_t pixels, int channels, tn_storage x_store, const void *x, const float *mean,
-                                  tn_storage y_store, tn_parts dy, const uint32_t *mask, void *dz, void *workspace,
-                                  double *moments, int *nonfinite, cudaStream_t stream);
-/* From the moments of reduce over `count` pixels: dgamma, dbeta, *ds = dL/ds (NULL where s is not trained), and
- * slopes[channel] = mean of dz, slopes[channels + channel] = mean of dz xhat / sqrt(var + eps). */
+/* dz = mask * sum of parts; moments[channel] = sum of dz, moments[channels + channel] = sum of dz (x - mean),
+ * both double and to be added over ranks. dz may be one of the parts. The flag looks at dL/dy. */
+cudaError_t tn_launch_norm_reduce(size_t pixels, int channels, tn_storage x_store, const void *x,
+                                  const float *mean, tn_storage y_store, tn_parts dy, const uint32_t *mask,
+                                  void *dz, void *workspace, double *moments, int *nonfinite,
+                                  cudaStream_t stream);
+/* From the moments of reduce over `count` pixels: dgamma, dbeta, *ds = dL/ds (NULL where s is not trained),
+ * and slopes[channel] = mean of dz, slopes[channels + channel] = mean of dz xhat / sqrt(var + eps). */
 cudaError_t tn_launch_norm_gradients(double count, int channels, const double *moments, const float *inv_std,
                                      const float *gamma, const float *beta, const float *s, float *dgamma,
                                      float *dbeta, float *ds, float *slopes, cudaStream_t stream);
 /* dx = factor * (dz - slopes[c] - (x - mean) * slopes[channels + c]). dx may be dz or x (same storage). */
 cudaError_t tn_launch_norm_backward(size_t pixels, int channels, tn_storage x_store, const void *x,
-                                    tn_norm_vectors vectors, const float *slopes, tn_storage y_store, const void *dz,
-                                    void *dx, cudaStream_t stream);
+                                    tn_norm_vectors vectors, const float *slopes, tn_storage y_store,
+                                    const void *dz, void *dx, cudaStream_t stream);
 
 /* ---- pool.cu ---- */
 
-/* in_channels = out_channels; padding is minus infinity. winner, one byte per element of y, is the window's position
- * kh * kernel + kw of its first largest value (the last NaN, if any); NULL outside training. kernel at most 15, padding
- * less than kernel. */
+/* in_channels = out_channels; padding is minus infinity. winner, one byte per element of y, is the window's
+ * position kh * kernel + kw of its first largest value (the last NaN, if any); NULL outside training. kernel
+ * at most 15, padding less than kernel. */
 cudaError_t tn_launch_maxpool_forward(const tn_conv_shape *shape, tn_storage store, const void *x, void *y,
                                       uint8_t *winner, cudaStream_t stream);
 cudaError_t tn_launch_maxpool_backward(const tn_conv_shape *shape, tn_storage store, const void *dy,
@@ -158,10 +163,10 @@ cudaError_t tn_launch_avgpool_backward(int rows, int pixels, int channels, tn_st
 
 /* ---- shortcut.cu ---- */
 
-/* y[n, h, w, k] = x[n, h * stride, w * stride, k] + c for k < in_channels, 0 for the rest: subsample, append, or both
- * at once. Of the shape kernel and padding are not used. */
-cudaError_t tn_launch_shortcut_forward(const tn_conv_shape *shape, tn_storage x_store, const void *x, const float *c,
-                                       tn_storage y_store, void *y, cudaStream_t stream);
+/* y[n, h, w, k] = x[n, h * stride, w * stride, k] + c for k < in_channels, 0 for the rest: subsample, append,
+ * or both at once. Of the shape kernel and padding are not used. */
+cudaError_t tn_launch_shortcut_forward(const tn_conv_shape *shape, tn_storage x_store, const void *x,
+                                       const float *c, tn_storage y_store, void *y, cudaStream_t stream);
 /* dx = dy where x was read, 0 elsewhere. */
 cudaError_t tn_launch_shortcut_backward(const tn_conv_shape *shape, tn_storage y_store, const void *dy,
                                         tn_storage x_store, void *dx, cudaStream_t stream);
@@ -169,20 +174,21 @@ cudaError_t tn_launch_shortcut_backward(const tn_conv_shape *shape, tn_storage y
 /* ---- loss.cu ---- */
 
 typedef enum tn_kernel_loss { TN_KERNEL_CROSS_ENTROPY, TN_KERNEL_SQUARED } tn_kernel_loss;
-/* For each row: loss[row] (not weighted): -sum target log softmax(x), or 1/2 |x - target|^2; rank[row] = how many
- * classes score higher than labels[row], ties going to the smaller index, `classes` where the label's score is not
- * finite; dx = weights[row] * dloss/dx, exactly 0 where the weight is 0 whatever x is. x, dx [rows][classes] of
- * `store`, targets float. labels and rank, or dx and weights, may be NULL together. dx may be x. A row of weight 0 does
- * not set the flag. */
+/* For each row: loss[row] (not weighted): -sum target log softmax(x), or 1/2 |x - target|^2; rank[row] = how
+ * many classes score higher than labels[row], ties going to the smaller index, `classes` where the label's
+ * score is not finite; dx = weights[row] * dloss/dx, exactly 0 where the weight is 0 whatever x is. x, dx
+ * [rows][classes] of `store`, targets float. labels and rank, or dx and weights, may be NULL together. dx may
+ * be x. A row of weight 0 does not set the flag. */
 cudaError_t tn_launch_loss(tn_kernel_loss kind, int rows, int classes, tn_storage store, const void *x,
-                           const float *targets, const float *weights, const int *labels, float *loss, int *rank,
-                           void *dx, int *nonfinite, cudaStream_t stream);
+                           const float *targets, const float *weights, const int *labels, float *loss,
+                           int *rank, void *dx, int *nonfinite, cudaStream_t stream);
 
 /* ---- optimizer.cu ---- */
 
-/* v = momentum v + g + decay w, w -= *lr v on `count` floats; nothing where *stop is not 0 (stop may be NULL). */
-cudaError_t tn_launch_sgd(size_t count, float *values, const float *grads, float *momentum, const float *lr, float mu,
-                          float decay, const int *stop, cudaStream_t stream);
+/* v = momentum v + g + decay w, w -= *lr v on `count` floats; nothing where *stop is not 0 (stop may be
+ * NULL). */
+cudaError_t tn_launch_sgd(size_t count, float *values, const float *grads, float *momentum, const float *lr,
+                          float mu, float decay, const int *stop, cudaStream_t stream);
 /* Sets *stop where one of flags[count] is set. */
 cudaError_t tn_launch_any_flag(int count, const int *flags, int *stop, cudaStream_t stream);
 
@@ -198,14 +204,13 @@ typedef struct tn_node_terms {
         int scaled;
     } terms[TN_KERNEL_TERMS];
 } tn_node_terms;
-/* scalars[node][4] = s, c, d, and the sum of factor * value over scaled terms. The flags[node] of a node with one that
- * is not finite is set (flags may be NULL). */
+/* scalars[node][4] = s, c, d, and the sum of factor * value over scaled terms. The flags[node] of a node with
+ * one that is not finite is set (flags may be NULL). */
 cudaError_t tn_launch_node_scalars(int nodes, const tn_node_terms *terms, const float *values, float *scalars,
                                    int *flags, cudaStream_t stream);
-/* What one node gives to the gradient of one scalar parameter, from sums[node][3] = sum of dz, sum of dy, <G, W>:
- *   TERM   factor * (scaled ? s : 1) * sums[0]
- *   CARRY  sums[1]
- *   SCALE  factor * (sums[2] + scalars[node][3] * sums[0]) */
+/* What one node gives to the gradient of one scalar parameter, from sums[node][3] = sum of dz, sum of dy, <G,
+ * W>: TERM   factor * (scaled ? s : 1) * sums[0] CARRY  sums[1] SCALE  factor * (sums[2] + scalars[node][3] *
+ * sums[0]) */
 typedef enum tn_share_kind { TN_SHARE_TERM, TN_SHARE_CARRY, TN_SHARE_SCALE } tn_share_kind;
 typedef struct tn_share {
     int kind, node, scaled;
@@ -221,8 +226,8 @@ cudaError_t tn_launch_scalar_gradients(int count, const tn_scalar *scalars_table
                                        const float *scalars, const float *sums, float *grads, int *nonfinite,
                                        cudaStream_t stream);
 
-/* Many tensors in one launch: the work is cut into pieces of at most TN_PIECE elements, each of one tensor, in a table
- * that the host makes once. */
+/* Many tensors in one launch: the work is cut into pieces of at most TN_PIECE elements, each of one tensor,
+ * in a table that the host makes once. */
 #define TN_PIECE 4096
 typedef struct tn_piece {
     int item;
@@ -233,12 +238,13 @@ typedef struct tn_weight_gradient {
     float *grad;        /* G, becomes s G */
     const float *value; /* W */
     size_t count;
-    const float *s;       /* NULL: 1 */
-    float *dot;           /* <G, W>; NULL: not wanted */
-    int *nonfinite;       /* looks at s G and the dot */
+    const float *s;          /* NULL: 1 */
+    float *dot;              /* <G, W>; NULL: not wanted */
+    int *nonfinite;          /* looks at s G and the dot */
     int first_piece, pieces; /* where the item's pieces stand in the table, in order */
 } tn_weight_gradient;
-/* grad = s G in place and the dots. Pieces cut [0, count); workspace piece_count doubles; tables in device memory. */
+/* grad = s G in place and the dots. Pieces cut [0, count); workspace piece_count doubles; tables in device
+ * memory. */
 cudaError_t tn_launch_weight_gradients(int item_count, const tn_weight_gradient *items, int piece_count,
                                        const tn_piece *pieces, double *workspace, cudaStream_t stream);
 
@@ -257,33 +263,35 @@ typedef struct tn_augment_config {
     int rows;                    /* of the batch, padding included */
     int channels, height, width; /* channels at most TN_KERNEL_CHANNELS */
     int padding;
-    int draw, may_flip;  /* draw = 0: no crop, no flip */
+    int draw, may_flip; /* draw = 0: no crop, no flip */
     int classes;
-    double smoothing; /* of labels */
-    const float *table;  /* [channels][256] */
+    double smoothing;      /* of labels */
+    const float *table;    /* [channels][256] */
     const uint8_t *pixels; /* [samples][height][width][channels] */
     const int *labels;     /* [samples] */
     const int *order;      /* [samples] of the epoch; NULL: as they are */
     const int *partner;    /* [rows] of mixup; NULL: none */
 } tn_augment_config;
-/* images[rows][height][width][channels] = what tn_batcher_make of src/data makes, bit for bit in float32, with the
- * draws of tn_augment_draw taken on the device. config is host memory, its pointers and state are device memory. */
+/* images[rows][height][width][channels] = what tn_batcher_make of src/data makes, bit for bit in float32,
+ * with the draws of tn_augment_draw taken on the device. config is host memory, its pointers and state are
+ * device memory. */
 cudaError_t tn_launch_augment(const tn_augment_config *config, const tn_batch_state *state, tn_storage store,
                               void *images, cudaStream_t stream);
-/* targets[rows][classes], labels[rows] and weights[rows] (1 / state->rows, 0 for padding, whose label is 0) of the same
- * batch; weights may be NULL. */
-cudaError_t tn_launch_targets(const tn_augment_config *config, const tn_batch_state *state, float *targets, int *labels,
-                              float *weights, cudaStream_t stream);
+/* targets[rows][classes], labels[rows] and weights[rows] (1 / state->rows, 0 for padding, whose label is 0)
+ * of the same batch; weights may be NULL. */
+cudaError_t tn_launch_targets(const tn_augment_config *config, const tn_batch_state *state, float *targets,
+                              int *labels, float *weights, cudaStream_t stream);
 
 /* ---- convert.cu ---- */
 
-cudaError_t tn_launch_convert(size_t count, tn_storage from_store, const void *from, tn_storage to_store, void *to,
-                              cudaStream_t stream);
+cudaError_t tn_launch_convert(size_t count, tn_storage from_store, const void *from, tn_storage to_store,
+                              void *to, cudaStream_t stream);
 
 /* Packed weights, from OIHW floats times s (plus the identity):
  *   CONV_FORWARD   float [in][taps][out]
  *   CONV_BACKWARD  float [out][taps reversed][in]
- *   GEMM           `store` [out][ld], a row being [taps][in] and zeros to ld: the order of im2col's columns. */
+ *   GEMM           `store` [out][ld], a row being [taps][in] and zeros to ld: the order of im2col's columns.
+ */
 typedef enum tn_pack_layout { TN_PACK_CONV_FORWARD, TN_PACK_CONV_BACKWARD, TN_PACK_GEMM } tn_pack_layout;
 typedef struct tn_pack_item {
     int layout; /* tn_pack_layout */
@@ -298,7 +306,8 @@ typedef struct tn_pack_item {
 /* Elements of a packed tensor: what its pieces must cut. */
 size_t tn_pack_count(const tn_pack_item *item);
 /* Packs all items; tables in device memory. */
-cudaError_t tn_launch_pack(const tn_pack_item *items, int piece_count, const tn_piece *pieces, cudaStream_t stream);
+cudaError_t tn_launch_pack(const tn_pack_item *items, int piece_count, const tn_piece *pieces,
+                           cudaStream_t stream);
 /* dw[out][in][taps] = g[out][ld] in the order of TN_PACK_GEMM, both float. */
 cudaError_t tn_launch_unpack_gradient(int out, int in, int taps, int ld, const float *g, float *dw,
                                       cudaStream_t stream);

@@ -23,6 +23,8 @@ def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--variant", default="tau")
+    parser.add_argument("--depth", type=int, default=1000, help="of fcresnet and feedforward")
+    parser.add_argument("--width", type=int, default=128, help="of fcresnet and feedforward")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--layout", choices=("nchw", "channels_last", "both"), default="both")
@@ -43,9 +45,9 @@ def parse_options():
     return options
 
 
-def make_optimizer(torch, groups, kind):
+def make_optimizer(torch, groups, kind, lr):
     """SGD of the CIFAR recipe; the update is the same for every kind, only its speed differs."""
-    recipe = dict(lr=0.01, momentum=0.9, weight_decay=1e-4)  # a small lr: thousands of steps on one batch stay finite
+    recipe = dict(lr=lr, momentum=0.9, weight_decay=1e-4)  # a small lr: thousands of steps on one batch stay finite
     for name in ("fused", "foreach") if kind == "fastest" else (kind,):
         try:
             flags = {} if name == "loop" else {name: True}
@@ -62,13 +64,19 @@ class Training:
     def __init__(self, torch, models, options, layout):
         torch.manual_seed(0)
         memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-        self.net = models.build(options.model, options.variant).to(memory_format=memory_format).train()
-        images = torch.randn(options.batch, 3, 32, 32)
+        connected = options.model in ("fcresnet", "feedforward")
+        if connected:
+            import fc_models
+            self.net = fc_models.build(options.model, options.depth, options.width).train()
+            groups = [p for p in self.net.parameters() if p.requires_grad]
+        else:
+            self.net = models.build(options.model, options.variant).to(memory_format=memory_format).train()
+            groups = models.parameter_groups(self.net, lr=0.01)
+        images = torch.randn(options.batch, *((1, 28, 28) if connected else (3, 32, 32)))
         self.images = images.contiguous(memory_format=memory_format)
         self.labels = torch.randint(0, 10, (options.batch,))
-        groups = models.parameter_groups(self.net, lr=0.01)
-        self.optimizer, self.optimizer_kind = make_optimizer(torch, groups, options.optimizer)
-        self.average_tau_gradient = models.average_tau_gradient
+        self.optimizer, self.optimizer_kind = make_optimizer(torch, groups, options.optimizer, 1e-5 if connected else 0.01)
+        self.average_tau_gradient = (lambda net: None) if connected else models.average_tau_gradient
 
         def loss_of(images, labels):
             return torch.nn.functional.cross_entropy(self.net(images), labels)
@@ -99,6 +107,7 @@ def describe(torch, options, layout, training, times):
     rates = [options.batch / seconds for seconds in times]
     return {"framework": "PyTorch", "version": torch.__version__, "python": sys.executable, "model": options.model,
             "variant": options.variant, "batch": options.batch, "threads": torch.get_num_threads(), "layout": layout,
+            "depth": options.depth, "width": options.width,
             "mode": "compile" if options.compile == "yes" else "eager", "optimizer": training.optimizer_kind,
             "steps": len(times), "images_per_second": statistics.median(rates), "min": min(rates), "max": max(rates)}
 

@@ -47,13 +47,20 @@ def last_words(text):
     return (errors or lines or ["no message"])[-1][:200]
 
 
+def connected(network):
+    return network[0] in ("fcresnet", "feedforward")
+
+
+def model_options(network):
+    """What names the network on both command lines. MODEL:DEPTH for the fully connected ones, width 128."""
+    return ["--model", network[0], "--depth" if connected(network) else "--variant", network[1]]
+
+
 class Peer:
     """A PyTorch process that keeps its network between measurements, as bench_torch.py --serve."""
 
     def __init__(self, python, network, layout, mode, options):
-        model, variant = network
-        command = [python, os.path.join(HERE, "bench_torch.py"), "--serve", "--model", model, "--variant", variant,
-                   "--batch", str(options.batch), "--threads", str(options.threads), "--layout", layout,
+        command = [python, os.path.join(HERE, "bench_torch.py"), "--serve", *model_options(network), "--batch", str(options.batch), "--threads", str(options.threads), "--layout", layout,
                    "--compile", "yes" if mode == "compile" else "no"]
         self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
@@ -99,8 +106,8 @@ class Peer:
 
 
 def run_taunet(network, steps, options):
-    command = [options.taunet, "bench", "--model", network[0], "--variant", network[1], "--batch", str(options.batch),
-               "--steps", str(steps), "--threads", str(options.threads), "--json"]
+    command = [options.taunet, "bench", *model_options(network), *(["--input", "1x28x28"] if connected(network) else []),
+               "--batch", str(options.batch), "--steps", str(steps), "--threads", str(options.threads), "--json"]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:
@@ -228,6 +235,8 @@ def compare_all(options):
         first = run_taunet(network, 2, options)  # how many of its steps fill the same time
         steps = max(3, round(options.seconds * first["images_per_second"] / options.batch))
         for python, version, layout, mode in configurations(pythons, options):
+            if connected(network) and layout != options.layouts[0]:
+                continue  # nothing in them has a layout
             say("%s %s: PyTorch %s, %s, %s" % (network + (version, layout, mode)))
             row = {"network": network, "version": version, "layout": layout, "mode": mode}
             try:
@@ -248,7 +257,8 @@ def compare_all(options):
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", action="append", default=[], metavar="PATH", help="another Python with PyTorch")
-    parser.add_argument("--network", action="append", metavar="MODEL:VARIANT", help="default " + ", ".join(NETWORKS))
+    parser.add_argument("--network", action="append", metavar="MODEL:VARIANT", help="default %s; fcresnet:DEPTH and feedforward:DEPTH take images of 1x28x28"
+                        % ", ".join(NETWORKS))
     parser.add_argument("--taunet", default="build/taunet", help="the program to compare (build/taunet)")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)

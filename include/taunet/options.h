@@ -81,7 +81,7 @@ typedef struct tn_options {
     char *checkpoint, *predictions;   /* files, predictions "" for none */
     bool json;
     /* theory */
-    char *experiment;     /* name of the experiment */
+    char *experiment; /* name of the experiment */
     /* and width; 0 = the experiment's own, and so below */
     tn_float_list depths; /* whole numbers; empty = the experiment's own */
     int trials, samples;  /* independent initialisations; data points */
@@ -102,8 +102,8 @@ tn_status tn_options_create(const char *command, tn_options **out);
 void tn_options_free(tn_options *options);
 
 /* Reads the arguments that follow the command: `--name value`, `--name=value`, and `--name` alone for yes or
- * no options; "theory" takes the name of its experiment as an argument of its own. What comes later wins; `--config FILE` is read at its place. TN_ERR_USAGE names option, value
- * and what is allowed. */
+ * no options; "theory" takes the name of its experiment as an argument of its own. What comes later wins;
+ * `--config FILE` is read at its place. TN_ERR_USAGE names option, value and what is allowed. */
 tn_status tn_options_parse(tn_options *options, int argc, char *const *argv);
 
 /* Reads a configuration file, or `size` bytes of one that messages call `file`. Each name may be set once in

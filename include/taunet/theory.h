@@ -29,7 +29,8 @@ typedef struct tn_theory_hooks {
      * verdicts and what was written. May be NULL; progress may come from any thread, one call at a time. */
     void (*line)(void *context, const char *text, bool is_result);
     void *context;
-    const volatile sig_atomic_t *stop; /* not NULL and nonzero: leave at the next opportunity, TN_ERR_STOPPED */
+    const volatile sig_atomic_t
+        *stop; /* not NULL and nonzero: leave at the next opportunity, TN_ERR_STOPPED */
 } tn_theory_hooks;
 
 /* Runs the experiment that the options of the command "theory" name. The files appear in --out when it is

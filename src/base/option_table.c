@@ -15,8 +15,10 @@ const tn_command tn_command_rows[] = {
      "taunet eval --checkpoint runs/first/best.safetensors --data cifar10:DIR", EVAL, NULL},
     {"init", "write freshly initialised weights", "taunet init --model resnet110 --out weights.safetensors",
      INIT, NULL},
-    {"info", "devices, libraries, build, model summary", "taunet info --model resnet110 --variant tau", INFO, NULL},
-    {"bench", "throughput of a training step", "taunet bench --model resnet20 --batch 128 --steps 20", BENCH, NULL},
+    {"info", "devices, libraries, build, model summary", "taunet info --model resnet110 --variant tau", INFO,
+     NULL},
+    {"bench", "throughput of a training step", "taunet bench --model resnet20 --batch 128 --steps 20", BENCH,
+     NULL},
     {"theory", "measure a claim of the theory", "taunet theory spectral --out runs/spectral", THEORY,
      "experiment"},
 };
@@ -59,13 +61,13 @@ static tn_status check_device(const char *value) {
 
 #define IN_PLACE "in place of what the checkpoint names"
 
-#define MODEL    .group = "model"
-#define DATA     .group = "data"
-#define TRAINING .group = "training"
-#define DEVICE   .group = "device"
-#define FILES    .group = "files"
+#define MODEL       .group = "model"
+#define DATA        .group = "data"
+#define TRAINING    .group = "training"
+#define DEVICE      .group = "device"
+#define FILES       .group = "files"
 #define THEORETICAL .group = "experiment"
-#define GENERAL  .group = "general"
+#define GENERAL     .group = "general"
 
 /* clang-format off */
 const tn_option tn_option_rows[] = {

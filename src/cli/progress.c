@@ -38,8 +38,8 @@ static void draw(progress_state *state, const tn_event *e) {
     for (int i = 0; i < BAR_WIDTH; i++) bar[i] = i < full ? '#' : '.';
     bar[BAR_WIDTH] = 0;
     format_duration(e->seconds_left, left, sizeof left);
-    printf("\r\033[Kepoch %d [%s] %d/%d  loss %.4f  %.0f img/s  left %s  wait %.1f s", e->epoch + 1, bar, e->batch,
-           e->batches, e->loss, e->images_per_second, left, e->data_wait);
+    printf("\r\033[Kepoch %d [%s] %d/%d  loss %.4f  %.0f img/s  left %s  wait %.1f s", e->epoch + 1, bar,
+           e->batch, e->batches, e->loss, e->images_per_second, left, e->data_wait);
     state->open = 1;
     state->last_draw = seconds_now();
 }
@@ -59,7 +59,8 @@ static void show_step(progress_state *state, const tn_event *e) {
 
 static void show_epoch(const tn_event *e) {
     printf("epoch %d  train loss %.4f top-1 %.2f %%", e->epoch + 1, e->train_loss, e->train_top1);
-    if (e->evaluated) printf("  val loss %.4f top-1 %.2f %% top-5 %.2f %%", e->val_loss, e->val_top1, e->val_top5);
+    if (e->evaluated)
+        printf("  val loss %.4f top-1 %.2f %% top-5 %.2f %%", e->val_loss, e->val_top1, e->val_top5);
     if (e->best_top1 >= 0) printf("  best %.2f %%", e->best_top1);
     printf("  %.1f s  %.0f img/s  wait %.2f s\n", e->seconds, e->images_per_second, e->data_wait);
 }
@@ -69,9 +70,15 @@ void progress_show(void *context, const tn_event *event) {
     if (event->kind != TN_EVENT_STEP) close_line(state);
     switch (event->kind) {
     case TN_EVENT_START:
-    case TN_EVENT_NOTE: printf("%s\n", event->text); break;
-    case TN_EVENT_STEP: show_step(state, event); break;
-    case TN_EVENT_EPOCH: show_epoch(event); break;
+    case TN_EVENT_NOTE:
+        printf("%s\n", event->text);
+        break;
+    case TN_EVENT_STEP:
+        show_step(state, event);
+        break;
+    case TN_EVENT_EPOCH:
+        show_epoch(event);
+        break;
     }
     fflush(stdout);
 }

@@ -1,6 +1,7 @@
 #include "io/trace.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -15,7 +16,7 @@ typedef struct trace_event {
 
 /* One thread's events, on cache lines of their own. */
 typedef struct trace_lane {
-    _Alignas(64) const char *name;
+    _Alignas(64) char name[48]; /* empty until named */
     trace_event *events;
     size_t count, dropped;
 } trace_lane;
@@ -59,7 +60,7 @@ void tn_trace_free(tn_trace *trace) {
 void tn_trace_name_thread(tn_trace *trace, int thread, const char *name) {
     if (!trace) return;
     TN_ASSERT(thread >= 0 && thread < trace->threads);
-    trace->lanes[thread].name = name;
+    snprintf(trace->lanes[thread].name, sizeof trace->lanes[thread].name, "%s", name);
 }
 
 void tn_trace_add(tn_trace *trace, int thread, const char *name, const char *category, double start_seconds,
@@ -117,7 +118,7 @@ static tn_status put_thread_name(tn_string *text, const char *name, int thread) 
     TN_TRY(tn_string_printf(
         text, "%s\n{\"ph\":\"M\",\"pid\":%ld,\"tid\":%d,\"name\":\"thread_name\",\"args\":{\"name\":",
         thread > 0 ? "," : "", (long)getpid(), thread));
-    if (name)
+    if (*name)
         TN_TRY(tn_json_quote(text, name));
     else
         TN_TRY(tn_string_printf(text, "\"thread %d\"", thread));

@@ -2,8 +2,8 @@
  * Format": complete events, ph "X").
  *
  * Every thread has a buffer of its own with a fixed number of events, so that adding one takes no lock and no
- * memory. Events beyond that number are dropped and counted; the file says so. Names and categories are not
- * copied: they must outlive the trace. Times are seconds of tn_now(). */
+ * memory. Events beyond that number are dropped and counted; the file says so. Names and categories of events
+ * are not copied: they must outlive the trace. Times are seconds of tn_now(). */
 #ifndef TN_IO_TRACE_H
 #define TN_IO_TRACE_H
 
@@ -18,7 +18,7 @@ typedef struct tn_trace tn_trace;
 tn_status tn_trace_create(int threads, size_t events_per_thread, tn_trace **out);
 void tn_trace_free(tn_trace *trace);
 
-/* Gives a thread its name in the timeline. */
+/* Gives a thread its name in the timeline; the name is copied, and cut at 47 bytes. */
 void tn_trace_name_thread(tn_trace *trace, int thread, const char *name);
 
 /* Adds what `thread` did from start to end, end >= start. Only one thread at a time may add for the same

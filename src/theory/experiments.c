@@ -4,16 +4,10 @@
 #include "theory/laboratory_parts.h"
 
 const tn_experiment *const tn_experiments[] = {
-    &tn_experiment_forward,
-    &tn_experiment_spectral,
-    &tn_experiment_backward,
-    &tn_experiment_smoothness,
-    //&tn_experiment_lower,
-    //&tn_experiment_perturbation,
-    //&tn_experiment_convergence,
-    //&tn_experiment_nf,
-    //&tn_experiment_jacobian,
-    NULL,
+    &tn_experiment_forward,     &tn_experiment_spectral, &tn_experiment_backward,
+    &tn_experiment_smoothness,  &tn_experiment_lower,    &tn_experiment_perturbation,
+    &tn_experiment_convergence, &tn_experiment_fig1,     &tn_experiment_bn,
+    &tn_experiment_nf,          &tn_experiment_jacobian, NULL,
 };
 
 bool tn_theory_at(size_t index, tn_theory_entry *out) {
@@ -37,8 +31,8 @@ static tn_status find(const char *name, const tn_experiment **out) {
         }
     }
     if (tn_is_near(name, nearest, distance))
-        return tn_fail(TN_ERR_USAGE, "unknown experiment '%s'; did you mean '%s'?", tn_make_legible(name).text,
-                       nearest);
+        return tn_fail(TN_ERR_USAGE, "unknown experiment '%s'; did you mean '%s'?",
+                       tn_make_legible(name).text, nearest);
     return tn_fail(TN_ERR_USAGE, "unknown experiment '%s'; 'taunet theory list' lists them",
                    tn_make_legible(name).text);
 }
@@ -47,7 +41,8 @@ tn_status tn_theory_run(const tn_options *options, const tn_theory_hooks *hooks)
     const tn_experiment *experiment;
     tn_lab *lab;
     if (!*options->experiment)
-        return tn_fail(TN_ERR_USAGE, "theory needs the name of an experiment; 'taunet theory list' lists them");
+        return tn_fail(TN_ERR_USAGE,
+                       "theory needs the name of an experiment; 'taunet theory list' lists them");
     TN_TRY(find(options->experiment, &experiment));
     TN_TRY(tn_options_check(options));
     TN_TRY(tn_lab_open_folder(options));

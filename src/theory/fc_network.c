@@ -48,8 +48,10 @@ static bool adds(const tn_fc_network *net, int layer) {
 tn_status tn_fc_pass_create(const tn_fc_network *net, int samples, tn_fc_pass *out) {
     size_t n = (size_t)samples, layers = (size_t)net->depth + 1, each = n * (size_t)net->width;
     size_t outputs = n * (size_t)net->outputs;
-    *out = (tn_fc_pass){.samples = samples, .width = net->width, .depth = net->depth, .outputs = net->outputs};
-    TN_TRY(tn_alloc(&out->h, (2 * layers + 1) * each + 2 * outputs + n, sizeof *out->h, "the states of a network"));
+    *out =
+        (tn_fc_pass){.samples = samples, .width = net->width, .depth = net->depth, .outputs = net->outputs};
+    TN_TRY(tn_alloc(&out->h, (2 * layers + 1) * each + 2 * outputs + n, sizeof *out->h,
+                    "the states of a network"));
     out->g = out->h + layers * each;
     out->scratch = out->g + layers * each;
     out->y = out->scratch + each;
@@ -88,8 +90,8 @@ void tn_fc_forward(const tn_fc_network *net, const double *x, tn_fc_pass *pass) 
     for (int l = 1; l <= net->depth; l++) {
         double *before = tn_fc_h(pass, l - 1), *h = tn_fc_h(pass, l);
         if (adds(net, l)) memcpy(h, before, each * sizeof *h);
-        tn_gemm(TN_PLAIN, TN_TRANSPOSED, n, m, m, tn_fc_factor(net, l), before, tn_fc_weight(net, l), adds(net, l),
-                h);
+        tn_gemm(TN_PLAIN, TN_TRANSPOSED, n, m, m, tn_fc_factor(net, l), before, tn_fc_weight(net, l),
+                adds(net, l), h);
         rectify(h, each);
     }
     tn_gemm(TN_PLAIN, TN_TRANSPOSED, n, net->outputs, m, 1, tn_fc_h(pass, net->depth), net->b, 0, pass->y);
@@ -134,7 +136,8 @@ void tn_fc_backward(const tn_fc_network *net, tn_fc_pass *pass) {
         double *below = tn_fc_g(pass, l - 1);
         g = tn_fc_g(pass, l);
         if (adds(net, l)) memcpy(below, g, each * sizeof *g);
-        tn_gemm(TN_PLAIN, TN_PLAIN, n, m, m, tn_fc_factor(net, l), g, tn_fc_weight(net, l), adds(net, l), below);
+        tn_gemm(TN_PLAIN, TN_PLAIN, n, m, m, tn_fc_factor(net, l), g, tn_fc_weight(net, l), adds(net, l),
+                below);
         mask(below, tn_fc_h(pass, l - 1), each);
     }
 }
@@ -159,8 +162,8 @@ double tn_fc_sample_gradient_norm(const tn_fc_network *net, const tn_fc_pass *pa
            tn_norm(m, tn_fc_h(pass, layer - 1) + at);
 }
 
-/* gram += factor^2 (h h^T) o (g^a g^bT) for one layer; v holds the g of all outputs, n x m each; the products of
- * both kinds go to `products`, n x n each. */
+/* gram += factor^2 (h h^T) o (g^a g^bT) for one layer; v holds the g of all outputs, n x m each; the products
+ * of both kinds go to `products`, n x n each. */
 static void add_layer(const tn_fc_pass *pass, int layer, double factor, const double *v, double *products,
                       double *gram) {
     int n = pass->samples, m = pass->width, d = pass->outputs;
@@ -179,12 +182,13 @@ static void add_layer(const tn_fc_pass *pass, int layer, double factor, const do
 }
 
 /* One step of the backward pass for the g of all outputs at once. */
-static void gram_step(const tn_fc_network *net, const tn_fc_pass *pass, int layer, double **v, double **next) {
+static void gram_step(const tn_fc_network *net, const tn_fc_pass *pass, int layer, double **v,
+                      double **next) {
     int rows = pass->samples * pass->outputs, m = net->width;
     size_t each = (size_t)pass->samples * (size_t)m, all = each * (size_t)pass->outputs;
     if (adds(net, layer)) memcpy(*next, *v, all * sizeof **v);
-    tn_gemm(TN_PLAIN, TN_PLAIN, rows, m, m, tn_fc_factor(net, layer), *v, tn_fc_weight(net, layer), adds(net, layer),
-            *next);
+    tn_gemm(TN_PLAIN, TN_PLAIN, rows, m, m, tn_fc_factor(net, layer), *v, tn_fc_weight(net, layer),
+            adds(net, layer), *next);
     for (size_t a = 0; a < (size_t)pass->outputs; a++) mask(*next + a * each, tn_fc_h(pass, layer - 1), each);
     double *swap = *v;
     *v = *next;

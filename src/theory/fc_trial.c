@@ -6,8 +6,8 @@
 #include "theory/linear_algebra.h"
 #include "theory/separated_data.h"
 
-tn_status tn_fc_trial_open(uint64_t seed, int trial, int inputs, int width, int depth, int outputs, int samples,
-                           double delta, bool with_other, tn_fc_trial *out) {
+tn_status tn_fc_trial_open(uint64_t seed, int trial, int inputs, int width, int depth, int outputs,
+                           int samples, double delta, bool with_other, tn_fc_trial *out) {
     size_t n = (size_t)samples;
     *out = (tn_fc_trial){.samples = samples};
     TN_TRY(tn_fc_create(inputs, width, depth, outputs, &out->net));
@@ -47,8 +47,8 @@ static void fill_coherent(size_t m, const double *u, double *w) {
         for (size_t s = 0; s < m; s++) w[r * m + s] = square > 0 ? u[r] * u[s] / square : 0;
 }
 
-tn_status tn_fc_perturbation(const tn_fc_network *net, const tn_fc_pass *pass, tn_direction direction, double inner,
-                             double last, uint64_t seed, int trial, tn_fc_network *out) {
+tn_status tn_fc_perturbation(const tn_fc_network *net, const tn_fc_pass *pass, tn_direction direction,
+                             double inner, double last, uint64_t seed, int trial, tn_fc_network *out) {
     size_t m = (size_t)net->width;
     double *work;
     TN_TRY(tn_alloc(&work, 3 * m, sizeof *work, "a perturbation"));
@@ -74,7 +74,8 @@ void tn_fc_add(tn_fc_network *net, double factor, const tn_fc_network *change) {
     tn_axpy((size_t)net->depth * m * m, factor, change->w, net->w);
 }
 
-tn_status tn_fc_slope(const tn_fc_network *net, const tn_fc_pass *pass, const tn_fc_network *change, double *out) {
+tn_status tn_fc_slope(const tn_fc_network *net, const tn_fc_pass *pass, const tn_fc_network *change,
+                      double *out) {
     size_t square = (size_t)net->width * (size_t)net->width;
     double *gradient;
     TN_TRY(tn_alloc(&gradient, square, sizeof *gradient, "a gradient"));

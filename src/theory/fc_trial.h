@@ -1,4 +1,5 @@
-/* One trial of an experiment on the network of fc_network.h: weights, data and perturbations of the weights. */
+/* One trial of an experiment on the network of fc_network.h: weights, data and perturbations of the weights.
+ */
 #ifndef TN_THEORY_FC_TRIAL_H
 #define TN_THEORY_FC_TRIAL_H
 
@@ -12,8 +13,8 @@ typedef struct tn_fc_trial {
 } tn_fc_trial;
 
 /* Draws everything as a pure function of (seed, trial). Close in every case. */
-tn_status tn_fc_trial_open(uint64_t seed, int trial, int inputs, int width, int depth, int outputs, int samples,
-                           double delta, bool with_other, tn_fc_trial *out);
+tn_status tn_fc_trial_open(uint64_t seed, int trial, int inputs, int width, int depth, int outputs,
+                           int samples, double delta, bool with_other, tn_fc_trial *out);
 void tn_fc_trial_close(tn_fc_trial *trial);
 
 /* The first `depth` layers of a network, with its A and B: a view that must not be freed. */
@@ -28,15 +29,16 @@ typedef enum tn_direction {
 } tn_direction;
 const char *tn_direction_name(tn_direction direction);
 
-/* Fills the W_l of `out` (of the network's shape) with matrices of spectral norm `inner` for l < L and `last` for l
- * = L, zero where there is no direction. ASCENT and DESCENT need a backward pass. TN_ERR_MEMORY. */
-tn_status tn_fc_perturbation(const tn_fc_network *net, const tn_fc_pass *pass, tn_direction direction, double inner,
-                             double last, uint64_t seed, int trial, tn_fc_network *out);
+/* Fills the W_l of `out` (of the network's shape) with matrices of spectral norm `inner` for l < L and `last`
+ * for l = L, zero where there is no direction. ASCENT and DESCENT need a backward pass. TN_ERR_MEMORY. */
+tn_status tn_fc_perturbation(const tn_fc_network *net, const tn_fc_pass *pass, tn_direction direction,
+                             double inner, double last, uint64_t seed, int trial, tn_fc_network *out);
 
 /* W_l += factor W'_l for all l. */
 void tn_fc_add(tn_fc_network *net, double factor, const tn_fc_network *change);
 
 /* <dF/dW, W'> summed over the layers; after a backward pass. TN_ERR_MEMORY. */
-tn_status tn_fc_slope(const tn_fc_network *net, const tn_fc_pass *pass, const tn_fc_network *change, double *out);
+tn_status tn_fc_slope(const tn_fc_network *net, const tn_fc_pass *pass, const tn_fc_network *change,
+                      double *out);
 
 #endif

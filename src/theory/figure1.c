@@ -1,5 +1,5 @@
-/* Figure 1 of [S]: training curves of the fully connected ResNet for tau = 1/L, 1/sqrt(L) and 1/L^0.25, and of
- * the feedforward network, over depths from 3 to 1000.
+/* Figure 1 of [S]: training curves of the fully connected ResNet for tau = 1/L, 1/sqrt(L) and 1/L^0.25, and
+ * of the feedforward network, over depths from 3 to 1000.
  *
  * Each cell of the grid is trained by the engine and kept in a file of its own, fig1-NAME-L.csv, in --out: a
  * grid that was stopped goes on with the cell in which it was. */
@@ -63,8 +63,8 @@ static tn_status one_cell(grid *g, const tn_options *o, int kind, int d) {
         tn_lab_progress(g->lab, "%s, L = %d: not finite in step %d%s", kinds[kind].title, g->depths[d],
                         cell->nonfinite, found ? " (read back)" : "");
     else
-        tn_lab_progress(g->lab, "%s, L = %d: loss %.4g -> %.4g in %d steps%s", kinds[kind].title, g->depths[d],
-                        cell->losses[0], cell->losses[cell->finished - 1], cell->finished,
+        tn_lab_progress(g->lab, "%s, L = %d: loss %.4g -> %.4g in %d steps%s", kinds[kind].title,
+                        g->depths[d], cell->losses[0], cell->losses[cell->finished - 1], cell->finished,
                         found ? " (read back)" : "");
     return TN_OK;
 }
@@ -124,8 +124,8 @@ static bool diverges(const grid *g, const tn_cell *cell) {
 
 static tn_status fill_tables(grid *g) {
     tn_number_table *cells, *curves;
-    TN_TRY(tn_lab_table(g->lab, "cells", "p,L,tau,first_loss,maximum_loss,first_nonfinite_step,loss_at_end,steps",
-                        &cells));
+    TN_TRY(tn_lab_table(g->lab, "cells",
+                        "p,L,tau,first_loss,maximum_loss,first_nonfinite_step,loss_at_end,steps", &cells));
     TN_TRY(tn_lab_table(g->lab, "curves", "p,L,step,loss", &curves));
     for (int kind = 0; kind < KINDS; kind++)
         for (int d = 0; d < g->depth_count; d++) {
@@ -155,10 +155,11 @@ static tn_status draw_curve(tn_plot *plot, int panel, const grid *g, const tn_ce
 
 static tn_status draw(grid *g) {
     tn_plot *plot;
-    TN_TRY(tn_lab_plot(g->lab, "fig1",
-                       "Training loss of the fully connected network, each point the mean over some steps. A curve "
-                       "that ends early met a value that was not finite.",
-                       &plot));
+    TN_TRY(tn_lab_plot(
+        g->lab, "fig1",
+        "Training loss of the fully connected network, each point the mean over some steps. A curve "
+        "that ends early met a value that was not finite.",
+        &plot));
     for (int kind = 0; kind < KINDS; kind++) {
         int panel;
         TN_TRY(tn_plot_panel(plot, kinds[kind].title, "step", "training loss", false, true, &panel));
@@ -186,8 +187,9 @@ static tn_status judge_training(grid *g, int kind, const char *claim) {
     for (int d = 0; d < g->depth_count; d++) all = all && trains(g, &g->cells[kind][d]);
     tn_status status = describe(g, kind, &text);
     if (status == TN_OK)
-        status = tn_lab_verdict(g->lab, all ? TN_HOLDS : TN_DOES_NOT_HOLD, claim,
-                                "the loss ends below half of where it began, at every depth", "%s", text.data);
+        status =
+            tn_lab_verdict(g->lab, all ? TN_HOLDS : TN_DOES_NOT_HOLD, claim,
+                           "the loss ends below half of where it began, at every depth", "%s", text.data);
     tn_string_free(&text);
     return status;
 }
@@ -201,7 +203,8 @@ static tn_status judge_spread(grid *g, int kind, const char *claim) {
         if (isnan(loss)) high = INFINITY;
     }
     tn_verdict verdict = high <= 1.5 * low ? TN_HOLDS : high <= 3 * low ? TN_INCONCLUSIVE : TN_DOES_NOT_HOLD;
-    return tn_lab_verdict(g->lab, verdict, claim, "largest final loss over all depths <= 1.5 times the smallest",
+    return tn_lab_verdict(g->lab, verdict, claim,
+                          "largest final loss over all depths <= 1.5 times the smallest",
                           "%.3g to %.3g, a factor of %.3g", low, high, high / low);
 }
 
@@ -217,12 +220,13 @@ static tn_status judge_explosion(grid *g) {
             diverged += diverges(g, c);
         }
         if (g->depths[d] == 30) /* the paper speaks of explosion here too */
-            status = tn_lab_remark(g->lab,
-                                   "tau = 1/L^0.25 at L = 30, where the paper speaks of explosion: first loss %.4g, "
-                                   "largest %.4g, %s %.4g.",
-                                   first_loss(c), largest_loss(c),
-                                   c->nonfinite ? "first step that is not finite" : "loss at the end",
-                                   c->nonfinite ? c->nonfinite : last_loss(g, c));
+            status = tn_lab_remark(
+                g->lab,
+                "tau = 1/L^0.25 at L = 30, where the paper speaks of explosion: first loss %.4g, "
+                "largest %.4g, %s %.4g.",
+                first_loss(c), largest_loss(c),
+                c->nonfinite ? "first step that is not finite" : "loss at the end",
+                c->nonfinite ? c->nonfinite : last_loss(g, c));
     }
     if (status == TN_OK) status = describe(g, 2, &text);
     if (status == TN_OK)
@@ -242,7 +246,8 @@ static tn_status judge_feedforward(grid *g) {
     double residual = last_loss(g, &g->cells[1][g->depth_count - 1]);
     tn_verdict verdict = isnan(deep) || (deep > shallow && deep > residual) ? TN_HOLDS : TN_DOES_NOT_HOLD;
     if (g->depth_count < 2) verdict = TN_INCONCLUSIVE;
-    return tn_lab_verdict(g->lab, verdict, "Figure 1: the feedforward network gets harder to train with depth",
+    return tn_lab_verdict(g->lab, verdict,
+                          "Figure 1: the feedforward network gets harder to train with depth",
                           "final loss larger at the greatest depth than at the smallest, and than with "
                           "tau = 1/sqrt(L)",
                           "L = %d: %.3g; L = %d: %.3g, with tau = 1/sqrt(L) %.3g", g->depths[0], shallow,
@@ -250,11 +255,12 @@ static tn_status judge_feedforward(grid *g) {
 }
 
 static tn_status report(grid *g) {
-    TN_TRY(tn_lab_remark(g->lab,
-                         "Data %s, width m = %d, SGD without momentum or weight decay, learning rate %g, batch %d, "
-                         "%d steps, cross-entropy; A and B fixed. Losses are of training batches; those at the end "
-                         "are means over the last tenth of the steps.",
-                         tn_make_legible(g->data_spec).text, g->width, LR, g->batch, g->steps));
+    TN_TRY(tn_lab_remark(
+        g->lab,
+        "Data %s, width m = %d, SGD without momentum or weight decay, learning rate %g, batch %d, "
+        "%d steps, cross-entropy; A and B fixed. Losses are of training batches; those at the end "
+        "are means over the last tenth of the steps.",
+        tn_make_legible(g->data_spec).text, g->width, LR, g->batch, g->steps));
     TN_TRY(fill_tables(g));
     TN_TRY(draw(g));
     TN_TRY(judge_training(g, 0, "Figure 1: tau = 1/L trains at every depth"));
@@ -293,8 +299,9 @@ static tn_status run(tn_lab *lab, const tn_options *options) {
 const tn_experiment tn_experiment_fig1 = {
     .name = "fig1",
     .summary = "training curves against depth for four scalings (Figure 1)",
-    .about = "Fully connected networks h_0 = ReLU(A x), h_l = ReLU(h_{l-1} + tau W_l h_{l-1}), h_L = ReLU(W_L "
-             "h_{L-1}), y = B h_L are trained from the same seed on the same batches, for several depths L and "
-             "four kinds of branch: tau = 1/L, 1/sqrt(L), 1/L^0.25, and none of the skips (feedforward). A run "
-             "that meets a value that is not finite ends there and is recorded as such.",
+    .about =
+        "Fully connected networks h_0 = ReLU(A x), h_l = ReLU(h_{l-1} + tau W_l h_{l-1}), h_L = ReLU(W_L "
+        "h_{L-1}), y = B h_L are trained from the same seed on the same batches, for several depths L and "
+        "four kinds of branch: tau = 1/L, 1/sqrt(L), 1/L^0.25, and none of the skips (feedforward). A run "
+        "that meets a value that is not finite ends there and is recorded as such.",
     .run = run};

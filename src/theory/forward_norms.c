@@ -14,10 +14,16 @@ static const struct scaling {
     double kappa, power;
     const char *label;
 } scalings[] = {
-    {1, 0.5, "1/√L"},    {0.5, 0.5, "0.5/√L"}, {0.25, 0.5, "0.25/√L"}, {1, 1, "1/L"},
+    {1, 0.5, "1/√L"},     {0.5, 0.5, "0.5/√L"}, {0.25, 0.5, "0.25/√L"}, {1, 1, "1/L"},
     {1, 0.45, "L^-0.45"}, {1, 0.4, "L^-0.4"},   {1, 0.25, "L^-0.25"},   {1, 0, "1"},
 };
-enum { SCALINGS = sizeof scalings / sizeof *scalings, KAPPAS = 3, FIRST_GROWING = 4, CONTROL = 7, INPUTS = 32 };
+enum {
+    SCALINGS = sizeof scalings / sizeof *scalings,
+    KAPPAS = 3,
+    FIRST_GROWING = 4,
+    CONTROL = 7,
+    INPUTS = 32
+};
 
 typedef struct study {
     tn_lab *lab;
@@ -82,15 +88,17 @@ static tn_status judge_theorem_2(study *s) {
     for (int k = 0; k < KAPPAS; k++) {
         char claim[160];
         tn_exponent up = tn_sweep_exponent(&s->largest[k]), down = tn_sweep_exponent(&s->least[k]);
-        snprintf(claim, sizeof claim, "Thm 2, τ = %s: the norms of all layers stay in [1-c, 1+c] at every depth",
+        snprintf(claim, sizeof claim,
+                 "Thm 2, τ = %s: the norms of all layers stay in [1-c, 1+c] at every depth",
                  scalings[k].label);
-        TN_TRY(tn_lab_verdict(s->lab, tn_judge_both(tn_judge_below(up, 0.05), tn_judge_above(down, -0.05)), claim,
-                              "exponents in L: largest norm below 0.05, least norm above -0.05",
-                              "largest %.3f ± %.3f, least %.3f ± %.3f; all norms in [%.2f, %.2f]; mean growth over "
-                              "h_0 at L = %d: %.1f %%",
-                              up.value, up.half_width, down.value, down.half_width, tn_sweep_minimum(&s->least[k]),
-                              tn_sweep_maximum(&s->largest[k]), s->depths[s->points - 1],
-                              100 * tn_sweep_mean(&s->excess[k], s->points - 1)));
+        TN_TRY(tn_lab_verdict(
+            s->lab, tn_judge_both(tn_judge_below(up, 0.05), tn_judge_above(down, -0.05)), claim,
+            "exponents in L: largest norm below 0.05, least norm above -0.05",
+            "largest %.3f ± %.3f, least %.3f ± %.3f; all norms in [%.2f, %.2f]; mean growth over "
+            "h_0 at L = %d: %.1f %%",
+            up.value, up.half_width, down.value, down.half_width, tn_sweep_minimum(&s->least[k]),
+            tn_sweep_maximum(&s->largest[k]), s->depths[s->points - 1],
+            100 * tn_sweep_mean(&s->excess[k], s->points - 1)));
     }
     double kappas[KAPPAS];
     for (int k = 0; k < KAPPAS; k++) kappas[k] = scalings[k].kappa;
@@ -100,11 +108,12 @@ static tn_status judge_theorem_2(study *s) {
         for (int k = 0; k < KAPPAS; k++)
             tn_sweep_set(&by_kappa, t, k, tn_sweep_at(&s->excess[k], t, s->points - 1));
     tn_exponent e = tn_sweep_exponent(&by_kappa);
-    tn_status status = tn_lab_verdict(
-        s->lab, tn_judge_above(e, 0.5), "Thm 2: the excess c over 1 shrinks with κ = τ√L",
-        "exponent of the mean growth over h_0 in κ above 0.5",
-        "%.2f ± %.2f; growth %.1f, %.1f, %.1f %% at κ = 1, 0.5, 0.25", e.value, e.half_width,
-        100 * tn_sweep_mean(&by_kappa, 0), 100 * tn_sweep_mean(&by_kappa, 1), 100 * tn_sweep_mean(&by_kappa, 2));
+    tn_status status =
+        tn_lab_verdict(s->lab, tn_judge_above(e, 0.5), "Thm 2: the excess c over 1 shrinks with κ = τ√L",
+                       "exponent of the mean growth over h_0 in κ above 0.5",
+                       "%.2f ± %.2f; growth %.1f, %.1f, %.1f %% at κ = 1, 0.5, 0.25", e.value, e.half_width,
+                       100 * tn_sweep_mean(&by_kappa, 0), 100 * tn_sweep_mean(&by_kappa, 1),
+                       100 * tn_sweep_mean(&by_kappa, 2));
     tn_sweep_free(&by_kappa);
     return status;
 }
@@ -123,11 +132,12 @@ static tn_status judge_theorem_4(study *s) {
         tn_exponent q = tn_sweep_log_exponent(&s->square[k]);
         snprintf(claim, sizeof claim, "Thm 4, τ = %s: E||h_L||² > L^%.2g", scalings[k].label, 2 * c);
         snprintf(bound, sizeof bound, "E||h_L||² / L^%.2g above 1 at every depth", 2 * c);
-        TN_TRY(tn_lab_verdict(s->lab, least > 1 ? TN_HOLDS : TN_DOES_NOT_HOLD, claim, bound,
-                              "least ratio %.3g (L = %d); E||h_L||² = %.3g at L = %d; log E||h_L||² grows as L^(%.2f ± "
-                              "%.2f)",
-                              least, at, tn_sweep_mean(&s->square[k], s->points - 1), s->depths[s->points - 1],
-                              q.value, q.half_width));
+        TN_TRY(tn_lab_verdict(
+            s->lab, least > 1 ? TN_HOLDS : TN_DOES_NOT_HOLD, claim, bound,
+            "least ratio %.3g (L = %d); E||h_L||² = %.3g at L = %d; log E||h_L||² grows as L^(%.2f ± "
+            "%.2f)",
+            least, at, tn_sweep_mean(&s->square[k], s->points - 1), s->depths[s->points - 1], q.value,
+            q.half_width));
     }
     tn_exponent e = tn_sweep_exponent(&s->largest[CONTROL]);
     return tn_lab_verdict(s->lab, tn_judge_above(e, 0.05), "Control, τ = 1: norms grow with depth",
@@ -142,11 +152,12 @@ static tn_status draw(study *s) {
     char title[80];
     double *l;
     snprintf(title, sizeof title, "mean norm of layer l, L = %d", deepest);
-    TN_TRY(tn_lab_plot(s->lab, "forward",
-                       "Norms of the layers at initialisation. Left: the largest over samples and layers against depth. "
-                       "Middle: along the deepest network. Right: E||h_L||² against the lower bound of Theorem 4 "
-                       "(dashed). Bands: all trials.",
-                       &plot));
+    TN_TRY(tn_lab_plot(
+        s->lab, "forward",
+        "Norms of the layers at initialisation. Left: the largest over samples and layers against depth. "
+        "Middle: along the deepest network. Right: E||h_L||² against the lower bound of Theorem 4 "
+        "(dashed). Bands: all trials.",
+        &plot));
     TN_TRY(tn_plot_panel(plot, "largest norm of a layer", "depth L", "max ||h_l||", true, true, &norms));
     TN_TRY(tn_plot_panel(plot, title, "l / L", "||h_l||", false, true, &layers));
     TN_TRY(tn_plot_panel(plot, "square of the last norm", "depth L", "E||h_L||²", true, true, &growth));
@@ -163,7 +174,8 @@ static tn_status draw(study *s) {
         for (int p = 0; p < s->points; p++) y[p] = pow(s->depths[p], 1 - 2 * scalings[k].power);
         status = tn_sweep_plot(&s->square[k], plot, growth, scalings[k].label, k);
         if (status == TN_OK)
-            status = tn_plot_series(plot, growth, "", k, TN_MARK_DASHED, s->points, s->square[k].x, y, NULL, NULL);
+            status =
+                tn_plot_series(plot, growth, "", k, TN_MARK_DASHED, s->points, s->square[k].x, y, NULL, NULL);
     }
     tn_free(l);
     return status;
@@ -171,8 +183,8 @@ static tn_status draw(study *s) {
 
 static tn_status tabulate(study *s) {
     tn_number_table *table;
-    TN_TRY(tn_lab_table(s->lab, "forward", "kappa,p,L,trial,largest_norm,least_norm,mean_growth,mean_square_last",
-                        &table));
+    TN_TRY(tn_lab_table(s->lab, "forward",
+                        "kappa,p,L,trial,largest_norm,least_norm,mean_growth,mean_square_last", &table));
     for (int k = 0; k < SCALINGS; k++)
         for (int p = 0; p < s->points; p++)
             for (int t = 0; t < s->trials; t++)
@@ -193,12 +205,12 @@ static tn_status conclude(study *s) {
 }
 
 static tn_status run(tn_lab *lab, const tn_options *options) {
-    static const int standard[] = {10, 30, 100, 300, 1000, 0}, quick[] = {10, 30, 100, 0};
+    static const int standard[] = {30, 100, 300, 1000, 0}, quick[] = {30, 60, 120, 0};
     study s = {.lab = lab};
     (void)options;
     s.width = tn_lab_width(lab, 128, 64);
     s.samples = tn_lab_samples(lab, 8, 4);
-    s.trials = tn_lab_trials(lab, 8, 3);
+    s.trials = tn_lab_trials(lab, 12, 6);
     TN_TRY(tn_lab_depths(lab, standard, quick, 2, s.depths, TN_SWEEP_POINTS, &s.points));
     tn_status status =
         tn_alloc(&s.profile, SCALINGS * ((size_t)s.depths[s.points - 1] + 1), sizeof *s.profile, "a profile");
@@ -220,8 +232,11 @@ static tn_status run(tn_lab *lab, const tn_options *options) {
 
 const tn_experiment tn_experiment_forward = {
     "forward", "Norms of the layers against depth (Theorems 2 and 4)",
-    "The fully connected ResNet h_l = ReLU(h_{l-1} + τ W_l h_{l-1}) at initialisation, in float64. Theorem 2: for τ = "
-    "κ/√L the norm of every layer stays within a constant of 1 whatever the depth, and the constant shrinks with κ. "
-    "Theorem 4: for τ = L^(-1/2+c) the expected square of the last norm exceeds L^(2c). Exponents are slopes of "
+    "The fully connected ResNet h_l = ReLU(h_{l-1} + τ W_l h_{l-1}) at initialisation, in float64. Theorem "
+    "2: for τ = "
+    "κ/√L the norm of every layer stays within a constant of 1 whatever the depth, and the constant shrinks "
+    "with κ. "
+    "Theorem 4: for τ = L^(-1/2+c) the expected square of the last norm exceeds L^(2c). Exponents are slopes "
+    "of "
     "logarithms, fitted in each trial, with the 95 % interval of their mean over trials.",
     run};

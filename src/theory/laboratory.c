@@ -10,8 +10,8 @@
 #include "theory/laboratory_parts.h"
 #include "theory/linear_algebra.h"
 
-tn_status tn_lab_create(const tn_experiment *experiment, const tn_options *options, const tn_theory_hooks *hooks,
-                        tn_lab **out) {
+tn_status tn_lab_create(const tn_experiment *experiment, const tn_options *options,
+                        const tn_theory_hooks *hooks, tn_lab **out) {
     TN_TRY(tn_alloc(out, 1, sizeof **out, "the laboratory"));
     (*out)->experiment = experiment;
     (*out)->options = options;
@@ -75,16 +75,16 @@ static int ascending(const void *a, const void *b) {
     return *(const int *)a - *(const int *)b;
 }
 
-tn_status tn_lab_depths(const tn_lab *lab, const int *standard, const int *quick, int least, int *depths, int room,
-                        int *count) {
+tn_status tn_lab_depths(const tn_lab *lab, const int *standard, const int *quick, int least, int *depths,
+                        int room, int *count) {
     const tn_float_list *given = &lab->options->depths;
     const int *own = lab->options->quick ? quick : standard;
     int n = 0;
     for (int i = 0; given->count ? i < given->count : own[i] != 0; i++) {
         double depth = given->count ? (double)given->values[i] : own[i];
         if (depth != floor(depth) || depth < least)
-            return tn_fail(TN_ERR_USAGE, "--depths: %g is not a whole number of at least %d, which %s needs", depth,
-                           least, lab->experiment->name);
+            return tn_fail(TN_ERR_USAGE, "--depths: %g is not a whole number of at least %d, which %s needs",
+                           depth, least, lab->experiment->name);
         if (n == room) return tn_fail(TN_ERR_USAGE, "--depths: more than %d; give fewer", room);
         depths[n++] = (int)depth;
     }
@@ -97,7 +97,8 @@ tn_status tn_lab_depths(const tn_lab *lab, const int *standard, const int *quick
 
 tn_status tn_lab_check_stop(const tn_lab *lab) {
     if (lab->hooks && lab->hooks->stop && *lab->hooks->stop)
-        return tn_fail(TN_ERR_STOPPED, "%s: stopped before its end; nothing was written", lab->experiment->name);
+        return tn_fail(TN_ERR_STOPPED, "%s: stopped before its end; nothing was written",
+                       lab->experiment->name);
     return TN_OK;
 }
 
@@ -159,7 +160,8 @@ const char *tn_verdict_name(tn_verdict verdict) {
 tn_status tn_lab_verdict(tn_lab *lab, tn_verdict verdict, const char *claim, const char *bound,
                          const char *measured, ...) {
     va_list args;
-    TN_TRY(tn_grow(&lab->claims, &lab->claim_capacity, lab->claim_count + 1, sizeof *lab->claims, "a verdict"));
+    TN_TRY(
+        tn_grow(&lab->claims, &lab->claim_capacity, lab->claim_count + 1, sizeof *lab->claims, "a verdict"));
     tn_lab_claim *c = &lab->claims[lab->claim_count++];
     *c = (tn_lab_claim){.verdict = verdict};
     TN_TRY(tn_strdup(&c->claim, claim));

@@ -35,8 +35,8 @@ extern const tn_experiment *const tn_experiments[];
 
 /* An empty laboratory for `experiment`. `options` (of the command "theory") and `hooks` (may be NULL) must
  * outlive it. */
-tn_status tn_lab_create(const tn_experiment *experiment, const tn_options *options, const tn_theory_hooks *hooks,
-                        tn_lab **out);
+tn_status tn_lab_create(const tn_experiment *experiment, const tn_options *options,
+                        const tn_theory_hooks *hooks, tn_lab **out);
 void tn_lab_free(tn_lab *lab);
 
 /* --out, which exists while an experiment runs. */
@@ -50,8 +50,8 @@ tn_status tn_lab_check_stop(const tn_lab *lab);
 
 /* The numbers that the user gave, or else the experiment's own. At most `room` depths, each at least `least`;
  * TN_ERR_USAGE for others. Depths come sorted and without repetition. */
-tn_status tn_lab_depths(const tn_lab *lab, const int *standard, const int *quick, int least, int *depths, int room,
-                        int *count); /* standard and quick end with 0 */
+tn_status tn_lab_depths(const tn_lab *lab, const int *standard, const int *quick, int least, int *depths,
+                        int room, int *count); /* standard and quick end with 0 */
 int tn_lab_width(const tn_lab *lab, int standard, int quick);
 int tn_lab_trials(const tn_lab *lab, int standard, int quick);
 int tn_lab_samples(const tn_lab *lab, int standard, int quick);
@@ -73,8 +73,8 @@ const char *tn_verdict_name(tn_verdict verdict);
 tn_status tn_lab_verdict(tn_lab *lab, tn_verdict verdict, const char *claim, const char *bound,
                          const char *measured, ...) __attribute__((format(printf, 5, 6)));
 
-/* The verdicts so far: for tests. `claim` NULL or a part of the claim's text; returns how many have it, and in
- * *out (may be NULL) the first one's verdict. */
+/* The verdicts so far: for tests. `claim` NULL or a part of the claim's text; returns how many have it, and
+ * in *out (may be NULL) the first one's verdict. */
 int tn_lab_find_verdict(const tn_lab *lab, const char *claim, tn_verdict *out);
 
 /* A new table, written as NAME.csv; `columns` are names separated by commas. Owned by the laboratory. */

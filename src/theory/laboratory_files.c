@@ -20,8 +20,9 @@ tn_status tn_lab_open_folder(const tn_options *options) {
     char path[PATH_ROOM];
     TN_TRY(make_path(options->out, "section", ".html", path));
     if (access(path, F_OK) == 0 && !options->overwrite)
-        return tn_fail(TN_ERR_USAGE, "--out %s: holds the result of an experiment; choose another folder, or give "
-                                     "--overwrite",
+        return tn_fail(TN_ERR_USAGE,
+                       "--out %s: holds the result of an experiment; choose another folder, or give "
+                       "--overwrite",
                        options->out);
     for (size_t i = 1; options->out[i - 1]; i++) {
         if (options->out[i] != '/' && options->out[i] != 0) continue;
@@ -35,7 +36,8 @@ tn_status tn_lab_open_folder(const tn_options *options) {
     return tn_fail(TN_ERR_IO, "--out %s: cannot write there: %s", options->out, strerror(errno));
 }
 
-static tn_status write_file(const char *folder, const char *name, const char *extension, const tn_string *text) {
+static tn_status write_file(const char *folder, const char *name, const char *extension,
+                            const tn_string *text) {
     char path[PATH_ROOM];
     tn_atomic_file *file;
     TN_TRY(make_path(folder, name, extension, path));
@@ -122,7 +124,8 @@ static void say(const tn_lab *lab, const char *head, const char *text) {
             blank = false;
         }
         if (word > LINE_WIDTH) word = LINE_WIDTH;
-        column += snprintf(line + column, sizeof line - (size_t)column, "%s%.*s", blank ? " " : "", (int)word, text);
+        column += snprintf(line + column, sizeof line - (size_t)column, "%s%.*s", blank ? " " : "", (int)word,
+                           text);
         blank = true;
         text += word;
         text += strspn(text, " ");

@@ -12,11 +12,11 @@ typedef struct sweep {
     const tn_fc_pass *pass;
     tn_layer_product *products;
     int count;
-    double *vectors;          /* count x m */
-    double *active, *image;   /* count x m */
-    int *rows;                /* which products are active */
-    double *norms;            /* the estimates of the iteration before */
-    int *calm;                /* how often in a row the estimate hardly changed */
+    double *vectors;        /* count x m */
+    double *active, *image; /* count x m */
+    int *rows;              /* which products are active */
+    double *norms;          /* the estimates of the iteration before */
+    int *calm;              /* how often in a row the estimate hardly changed */
     bool *done;
 } sweep;
 
@@ -90,7 +90,8 @@ static void run(sweep *s, double tolerance, int limit) {
     for (int i = 0; i < s->count; i++) {
         tn_layer_product *p = &s->products[i];
         TN_ASSERT(p->first >= 1 && p->first <= p->last && p->last < s->net->depth);
-        tn_rng rng = tn_rng_open((uint64_t)p->sample, TN_RNG_SYNTHETIC, (uint32_t)p->first, (uint32_t)p->last);
+        tn_rng rng =
+            tn_rng_open((uint64_t)p->sample, TN_RNG_SYNTHETIC, (uint32_t)p->first, (uint32_t)p->last);
         tn_fill_normal(&rng, m, 1, s->vectors + (size_t)i * m);
         p->iterations = 0;
     }
@@ -118,8 +119,8 @@ tn_status tn_layer_product_norms(const tn_fc_network *net, const tn_fc_pass *pas
     return status;
 }
 
-void tn_layer_product_matrix(const tn_fc_network *net, const tn_fc_pass *pass, int first, int last, int sample,
-                             double *out, double *work) {
+void tn_layer_product_matrix(const tn_fc_network *net, const tn_fc_pass *pass, int first, int last,
+                             int sample, double *out, double *work) {
     size_t m = (size_t)net->width;
     memset(out, 0, m * m * sizeof *out);
     for (size_t i = 0; i < m; i++) out[i * m + i] = 1;

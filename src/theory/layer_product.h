@@ -1,5 +1,5 @@
-/* Spectral norms of products of layers, D_b (I + tau W_b) ... D_a (I + tau W_a), by power iteration (Theorem 1
- * of [S]). D_l is diagonal, 1 where unit l of a sample is on and 0 elsewhere. */
+/* Spectral norms of products of layers, D_b (I + tau W_b) ... D_a (I + tau W_a), by power iteration (Theorem
+ * 1 of [S]). D_l is diagonal, 1 where unit l of a sample is on and 0 elsewhere. */
 #ifndef TN_THEORY_LAYER_PRODUCT_H
 #define TN_THEORY_LAYER_PRODUCT_H
 
@@ -19,7 +19,7 @@ tn_status tn_layer_product_norms(const tn_fc_network *net, const tn_fc_pass *pas
                                  int count, double tolerance, int limit);
 
 /* The product itself, m x m, for checks on small networks. `work` holds m x m numbers. */
-void tn_layer_product_matrix(const tn_fc_network *net, const tn_fc_pass *pass, int first, int last, int sample,
-                             double *out, double *work);
+void tn_layer_product_matrix(const tn_fc_network *net, const tn_fc_pass *pass, int first, int last,
+                             int sample, double *out, double *work);
 
 #endif

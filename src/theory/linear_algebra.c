@@ -7,11 +7,11 @@
 #include "base/memory.h"
 
 /* LAPACK's Fortran interface. */
-void dsyev_(const char *jobz, const char *uplo, const int *n, double *a, const int *lda, double *w, double *work,
-            const int *lwork, int *info, size_t jobz_length, size_t uplo_length);
+void dsyev_(const char *jobz, const char *uplo, const int *n, double *a, const int *lda, double *w,
+            double *work, const int *lwork, int *info, size_t jobz_length, size_t uplo_length);
 void dgesdd_(const char *jobz, const int *m, const int *n, double *a, const int *lda, double *s, double *u,
-             const int *ldu, double *vt, const int *ldvt, double *work, const int *lwork, int *iwork, int *info,
-             size_t jobz_length);
+             const int *ldu, double *vt, const int *ldvt, double *work, const int *lwork, int *iwork,
+             int *info, size_t jobz_length);
 
 #define BLOCK ((size_t)1 << 30) /* BLAS counts with int */
 
@@ -47,7 +47,8 @@ void tn_scale(size_t count, double alpha, double *x) {
 static tn_status copy_finite(const double *matrix, size_t count, double *copy) {
     for (size_t i = 0; i < count; i++) {
         if (!isfinite(matrix[i]))
-            return tn_fail(TN_ERR_DATA, "a matrix has an element that is not finite; use less depth or a smaller tau");
+            return tn_fail(TN_ERR_DATA,
+                           "a matrix has an element that is not finite; use less depth or a smaller tau");
         copy[i] = matrix[i];
     }
     return TN_OK;
@@ -78,12 +79,13 @@ tn_status tn_singular_values(int rows, int columns, const double *matrix, double
     double none = 0;
     /* Row-major is the transpose in Fortran's order: the singular values are the same. */
     if (status == TN_OK)
-        dgesdd_("N", &columns, &rows, copy, &columns, values, &none, &one, &none, &one, copy + elements, &length,
-                whole, &info, 1);
+        dgesdd_("N", &columns, &rows, copy, &columns, values, &none, &one, &none, &one, copy + elements,
+                &length, whole, &info, 1);
     tn_free(copy);
     tn_free(whole);
     if (status == TN_OK && info)
-        status = tn_fail(TN_ERR_DATA, "LAPACK found no singular values of a %d x %d matrix (%d)", rows, columns, info);
+        status = tn_fail(TN_ERR_DATA, "LAPACK found no singular values of a %d x %d matrix (%d)", rows,
+                         columns, info);
     return status;
 }
 

@@ -45,10 +45,12 @@ double tn_activation_constant(tn_activation s) {
     return sqrt(2 * 3.14159265358979323846) / (sum * step);
 }
 
-tn_status tn_nf_create(int inputs, int width, int depth, tn_activation activation, bool scaled, tn_nf_network *out) {
+tn_status tn_nf_create(int inputs, int width, int depth, tn_activation activation, bool scaled,
+                       tn_nf_network *out) {
     size_t m = (size_t)width;
     TN_ASSERT(depth >= 2);
-    *out = (tn_nf_network){.inputs = inputs, .width = width, .depth = depth, .activation = activation, .scaled = scaled};
+    *out = (tn_nf_network){
+        .inputs = inputs, .width = width, .depth = depth, .activation = activation, .scaled = scaled};
     out->c = tn_activation_constant(activation);
     out->weights = m * (size_t)inputs + (size_t)(depth - 1) * m * m;
     out->count = out->weights + m + (size_t)depth;
@@ -92,7 +94,8 @@ static double factor(const tn_nf_network *net, int layer) {
 tn_status tn_nf_pass_create(const tn_nf_network *net, int samples, const double *x, tn_nf_pass *out) {
     size_t n = (size_t)samples, layers = (size_t)net->depth, each = n * (size_t)net->width;
     *out = (tn_nf_pass){.samples = samples, .width = net->width, .depth = net->depth, .x = x};
-    TN_TRY(tn_alloc(&out->h, (3 * layers + 1) * each + (layers + 1) * n, sizeof(double), "the states of a network"));
+    TN_TRY(tn_alloc(&out->h, (3 * layers + 1) * each + (layers + 1) * n, sizeof(double),
+                    "the states of a network"));
     out->z = out->h + layers * each;
     out->g = out->z + layers * each;
     out->q = out->g + layers * each;
@@ -149,7 +152,8 @@ void tn_nf_backward(const tn_nf_network *net, tn_nf_pass *pass) {
 }
 
 /* gram += (below below^T) o (g g^T) */
-static void add_layer(int n, int m, int columns, const double *below, const double *g, double *gram, double *work) {
+static void add_layer(int n, int m, int columns, const double *below, const double *g, double *gram,
+                      double *work) {
     size_t count = (size_t)n * (size_t)n;
     tn_gemm(TN_PLAIN, TN_TRANSPOSED, n, n, columns, 1, below, below, 0, work);
     tn_gemm(TN_PLAIN, TN_TRANSPOSED, n, n, m, 1, g, g, 0, work + count);

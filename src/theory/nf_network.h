@@ -4,7 +4,8 @@
  *   beta_h = alpha_h / (H sqrt(m)), and alpha_h / sqrt(m) at standard initialisation;  c = 1 / E[s(X)^2],
  *   X ~ N(0, 1).
  *
- * At the start W and a are independent N(0, 1), alpha is 1; all are trained. n samples are rows: x is n x p. */
+ * At the start W and a are independent N(0, 1), alpha is 1; all are trained. n samples are rows: x is n x p.
+ */
 #ifndef TN_THEORY_NF_NETWORK_H
 #define TN_THEORY_NF_NETWORK_H
 
@@ -30,7 +31,8 @@ typedef struct tn_nf_network {
 } tn_nf_network;
 
 /* Zero parameters. Free with tn_nf_free. */
-tn_status tn_nf_create(int inputs, int width, int depth, tn_activation activation, bool scaled, tn_nf_network *out);
+tn_status tn_nf_create(int inputs, int width, int depth, tn_activation activation, bool scaled,
+                       tn_nf_network *out);
 void tn_nf_free(tn_nf_network *net);
 
 /* A pure function of (seed, trial). */

@@ -15,7 +15,8 @@ tn_status tn_number_table_add(tn_number_table *table, const double *values);
 
 /* The same with the values as arguments, all of them doubles; `count` must be the number of columns. */
 #define TN_TABLE_ADD(table, ...)                                                                             \
-    tn_number_table_add_checked(table, sizeof((double[]){__VA_ARGS__}) / sizeof(double), (double[]){__VA_ARGS__})
+    tn_number_table_add_checked(table, sizeof((double[]){__VA_ARGS__}) / sizeof(double),                     \
+                                (double[]){__VA_ARGS__})
 tn_status tn_number_table_add_checked(tn_number_table *table, size_t count, const double *values);
 
 int tn_number_table_rows(const tn_number_table *table);

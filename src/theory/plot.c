@@ -57,8 +57,8 @@ void tn_plot_free(tn_plot *plot) {
     tn_free(plot);
 }
 
-tn_status tn_plot_panel(tn_plot *plot, const char *title, const char *x_label, const char *y_label, bool log_x,
-                        bool log_y, int *index) {
+tn_status tn_plot_panel(tn_plot *plot, const char *title, const char *x_label, const char *y_label,
+                        bool log_x, bool log_y, int *index) {
     TN_TRY(tn_grow(&plot->panels, &plot->capacity, plot->count + 1, sizeof *plot->panels, "a plot"));
     panel *p = &plot->panels[plot->count];
     *index = (int)plot->count++; /* what follows may fail; the panel is freed with the plot in any case */
@@ -193,7 +193,8 @@ static tn_status put_line(const frame *f, const series *s, tn_string *out) {
     for (int i = 0; i < s->count; i++) {
         bool here = shows(f, s, i);
         if (here)
-            TN_TRY(tn_string_printf(out, "%c%.1f %.1f", pen_down ? 'L' : 'M', at_x(f, s->x[i]), at_y(f, s->y[i])));
+            TN_TRY(tn_string_printf(out, "%c%.1f %.1f", pen_down ? 'L' : 'M', at_x(f, s->x[i]),
+                                    at_y(f, s->y[i])));
         pen_down = here;
     }
     return tn_string_printf(out, "\"/>\n");
@@ -223,10 +224,10 @@ static tn_status put_points(const frame *f, const series *s, tn_string *out) {
         if (!shows(f, s, i)) continue;
         double x = at_x(f, s->x[i]);
         if (s->mark == TN_MARK_POINTS && s->has_range && tn_axis_can_show(&f->y, s->low[i]))
-            TN_TRY(tn_string_printf(out, "<path class=\"line\" stroke=\"%s\" d=\"M%.1f %.1fV%.1f\"/>\n", colour_of(s), x,
-                                    at_y(f, s->low[i]), at_y(f, s->high[i])));
-        TN_TRY(tn_string_printf(out, "<circle fill=\"%s\" cx=\"%.1f\" cy=\"%.1f\" r=\"2.6\"/>\n", colour_of(s), x,
-                                at_y(f, s->y[i])));
+            TN_TRY(tn_string_printf(out, "<path class=\"line\" stroke=\"%s\" d=\"M%.1f %.1fV%.1f\"/>\n",
+                                    colour_of(s), x, at_y(f, s->low[i]), at_y(f, s->high[i])));
+        TN_TRY(tn_string_printf(out, "<circle fill=\"%s\" cx=\"%.1f\" cy=\"%.1f\" r=\"2.6\"/>\n",
+                                colour_of(s), x, at_y(f, s->y[i])));
     }
     return TN_OK;
 }
@@ -251,11 +252,12 @@ static tn_status put_legend(const panel *p, double left, double top, tn_string *
         }
         double y = top + (*lines - 1) * LEGEND_LINE;
         if (out && s->mark != TN_MARK_POINTS)
-            TN_TRY(tn_string_printf(out, "<path class=\"line\" stroke=\"%s\"%s d=\"M%.1f %.1fh18\"/>\n", colour_of(s),
-                                    s->mark == TN_MARK_DASHED ? " stroke-dasharray=\"5 4\"" : "", left + x, y - 4));
+            TN_TRY(tn_string_printf(
+                out, "<path class=\"line\" stroke=\"%s\"%s d=\"M%.1f %.1fh18\"/>\n", colour_of(s),
+                s->mark == TN_MARK_DASHED ? " stroke-dasharray=\"5 4\"" : "", left + x, y - 4));
         if (out && (s->mark & TN_MARK_POINTS))
-            TN_TRY(tn_string_printf(out, "<circle fill=\"%s\" cx=\"%.1f\" cy=\"%.1f\" r=\"2.6\"/>\n", colour_of(s),
-                                    left + x + 9, y - 4));
+            TN_TRY(tn_string_printf(out, "<circle fill=\"%s\" cx=\"%.1f\" cy=\"%.1f\" r=\"2.6\"/>\n",
+                                    colour_of(s), left + x + 9, y - 4));
         if (out) TN_TRY(put_text(out, left + x + 22, y, "start", "", s->label));
         x += width;
     }
@@ -295,10 +297,11 @@ tn_status tn_plot_print(const tn_plot *plot, const char *title, tn_string *out) 
     double pitch = LEFT + PANEL_WIDTH + RIGHT, height = 8;
     for (size_t r = 0; r < rows; r++)
         height += TOP + PANEL_HEIGHT + BOTTOM + LEGEND_LINE * (legend_lines(plot, r, columns) + 1);
-    TN_TRY(tn_string_printf(out,
-                            "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"tn-plot\" role=\"img\" width=\"%.0f\" "
-                            "height=\"%.0f\" viewBox=\"0 0 %.0f %.0f\" style=\"max-width:100%%;height:auto\">\n<title>",
-                            pitch * (double)columns, height, pitch * (double)columns, height));
+    TN_TRY(tn_string_printf(
+        out,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"tn-plot\" role=\"img\" width=\"%.0f\" "
+        "height=\"%.0f\" viewBox=\"0 0 %.0f %.0f\" style=\"max-width:100%%;height:auto\">\n<title>",
+        pitch * (double)columns, height, pitch * (double)columns, height));
     TN_TRY(tn_xml_escape(out, title));
     TN_TRY(tn_string_printf(out, "</title>\n%s", style));
     double top = 0;

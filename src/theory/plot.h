@@ -1,7 +1,7 @@
 /* Line plots as SVG: panels side by side, linear or logarithmic axes, lines, points, bands, a legend.
  *
- * The picture has no colours of its own for text and axes beyond a class with a light and a dark form, so that
- * it reads on both; it loads nothing from outside. */
+ * The picture has no colours of its own for text and axes beyond a class with a light and a dark form, so
+ * that it reads on both; it loads nothing from outside. */
 #ifndef TN_THEORY_PLOT_H
 #define TN_THEORY_PLOT_H
 
@@ -23,8 +23,8 @@ tn_status tn_plot_create(tn_plot **out);
 void tn_plot_free(tn_plot *plot);
 
 /* Adds a panel to the right of the others (rows of at most three) and gives its number. */
-tn_status tn_plot_panel(tn_plot *plot, const char *title, const char *x_label, const char *y_label, bool log_x,
-                        bool log_y, int *panel);
+tn_status tn_plot_panel(tn_plot *plot, const char *title, const char *x_label, const char *y_label,
+                        bool log_x, bool log_y, int *panel);
 
 /* Adds a series of `count` points. Points that are not finite, or not positive on a logarithmic axis, leave a
  * gap. Series of a panel with the same `colour` (0, 1, ... of the palette; -1: the colour of text) share it.

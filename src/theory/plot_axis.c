@@ -27,8 +27,12 @@ static void add_tick(tn_axis *axis, double value) {
 /* Multiples of 1, 2 or 5 times a power of ten between two values. */
 static void linear_ticks(tn_axis *axis, double low, double high, int wanted) {
     double rough = (high - low) / wanted, power = pow(10, floor(log10(rough)));
-    double step = rough / power < 1.5 ? power : rough / power < 3.5 ? 2 * power : rough / power < 7.5 ? 5 * power : 10 * power;
-    for (double k = ceil(low / step - 1e-9); k * step <= high + 1e-9 * step && axis->ticks < TN_AXIS_TICKS; k++)
+    double step = rough / power < 1.5   ? power
+                  : rough / power < 3.5 ? 2 * power
+                  : rough / power < 7.5 ? 5 * power
+                                        : 10 * power;
+    for (double k = ceil(low / step - 1e-9); k * step <= high + 1e-9 * step && axis->ticks < TN_AXIS_TICKS;
+         k++)
         add_tick(axis, fabs(k) < 0.5 ? 0 : k * step);
 }
 
@@ -47,7 +51,8 @@ static void log_ticks(tn_axis *axis, int wanted) {
 
 void tn_axis_end(tn_axis *axis, int wanted) {
     if (!(axis->low <= axis->high)) axis->low = axis->high = 0;
-    double span = axis->high - axis->low, least = axis->logarithmic ? 0.1 : 1e-3 * fmax(1e-9, fabs(axis->high));
+    double span = axis->high - axis->low,
+           least = axis->logarithmic ? 0.1 : 1e-3 * fmax(1e-9, fabs(axis->high));
     if (span < least) {
         axis->low -= least / 2;
         axis->high += least / 2;

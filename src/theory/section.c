@@ -21,7 +21,8 @@ static tn_status put(tn_string *out, const char *before, const char *text, const
 
 static tn_status put_verdicts(const tn_lab *lab, tn_string *out) {
     static const char *const classes[] = {"holds", "fails", "open"};
-    TN_TRY(tn_string_printf(out, "<table>\n<tr><th>claim</th><th>bound</th><th>measured</th><th>verdict</th></tr>\n"));
+    TN_TRY(tn_string_printf(
+        out, "<table>\n<tr><th>claim</th><th>bound</th><th>measured</th><th>verdict</th></tr>\n"));
     for (size_t i = 0; i < lab->claim_count; i++) {
         const tn_lab_claim *c = &lab->claims[i];
         TN_TRY(put(out, "<tr><td>", c->claim, "</td>"));
@@ -68,7 +69,8 @@ static tn_status put_command(const tn_lab *lab, tn_string *out) {
 
 tn_status tn_lab_print_section(const tn_lab *lab, tn_string *out) {
     const tn_experiment *experiment = lab->experiment;
-    TN_TRY(tn_string_printf(out, "<section class=\"tn-theory\" id=\"theory-%s\">\n%s", experiment->name, style));
+    TN_TRY(
+        tn_string_printf(out, "<section class=\"tn-theory\" id=\"theory-%s\">\n%s", experiment->name, style));
     TN_TRY(put(out, "<h2>", experiment->summary, "</h2>\n"));
     TN_TRY(put(out, "<p>", experiment->about, "</p>\n"));
     TN_TRY(put_verdicts(lab, out));

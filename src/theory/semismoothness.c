@@ -25,18 +25,19 @@ static double loss(const tn_fc_network *net, const tn_fc_trial *t, tn_fc_pass *p
 /* The two terms behind the linear one, with 1 for what O() hides. */
 static double bound_of(const tn_fc_network *net, int samples, double omega, double loss_before, double norm) {
     double n = samples, m = net->width, d = net->outputs, depth = net->depth;
-    return n * m / d * norm * norm +
-           sqrt(m * n * depth * pow(omega, 2.0 / 3) / d) * pow(net->tau * depth, 4.0 / 3) * norm * sqrt(loss_before);
+    return n * m / d * norm * norm + sqrt(m * n * depth * pow(omega, 2.0 / 3) / d) *
+                                         pow(net->tau * depth, 4.0 / 3) * norm * sqrt(loss_before);
 }
 
 /* The largest ratio over lengths of W' in one direction; `net` is at W and comes back there. */
-static tn_status measure(study *s, const tn_fc_trial *t, tn_fc_network *net, tn_fc_pass *pass, tn_direction direction,
-                         double omega, int trial, double *ratio) {
+static tn_status measure(study *s, const tn_fc_trial *t, tn_fc_network *net, tn_fc_pass *pass,
+                         tn_direction direction, double omega, int trial, double *ratio) {
     tn_fc_network change = tn_fc_at_depth(&t->other, net->depth, net->tau);
     size_t count = (size_t)net->depth * (size_t)net->width * (size_t)net->width;
     double before = loss(net, t, pass), slope;
     tn_fc_backward(net, pass);
-    TN_TRY(tn_fc_perturbation(net, pass, direction, net->tau * omega, omega, tn_lab_seed(s->lab) + 1, trial, &change));
+    TN_TRY(tn_fc_perturbation(net, pass, direction, net->tau * omega, omega, tn_lab_seed(s->lab) + 1, trial,
+                              &change));
     TN_TRY(tn_fc_slope(net, pass, &change, &slope));
     double norm = tn_norm(count, change.w);
     *ratio = 0;
@@ -50,16 +51,18 @@ static tn_status measure(study *s, const tn_fc_trial *t, tn_fc_network *net, tn_
 }
 
 /* W is omega away from W(0) in a random direction, in the region of the theorem. */
-static tn_status measure_omega(study *s, const tn_fc_trial *t, tn_fc_network *net, tn_fc_pass *pass, double omega,
-                               int trial, int point, int kappa) {
+static tn_status measure_omega(study *s, const tn_fc_trial *t, tn_fc_network *net, tn_fc_pass *pass,
+                               double omega, int trial, int point, int kappa) {
     tn_fc_network change = tn_fc_at_depth(&t->other, net->depth, net->tau);
     for (int d = 0; d < TN_DIRECTIONS; d++) {
         double ratio;
         TN_TRY(tn_lab_check_stop(s->lab));
-        TN_TRY(tn_fc_perturbation(net, pass, TN_RANDOM, net->tau * omega, omega, tn_lab_seed(s->lab), trial, &change));
+        TN_TRY(tn_fc_perturbation(net, pass, TN_RANDOM, net->tau * omega, omega, tn_lab_seed(s->lab), trial,
+                                  &change));
         tn_fc_add(net, 1, &change);
         TN_TRY(measure(s, t, net, pass, (tn_direction)d, omega, trial, &ratio));
-        TN_TRY(tn_fc_perturbation(net, pass, TN_RANDOM, net->tau * omega, omega, tn_lab_seed(s->lab), trial, &change));
+        TN_TRY(tn_fc_perturbation(net, pass, TN_RANDOM, net->tau * omega, omega, tn_lab_seed(s->lab), trial,
+                                  &change));
         tn_fc_add(net, -1, &change);
         if (kappa < KAPPAS) {
             tn_sweep_raise(&s->ratio[kappa][d], trial, point, ratio);
@@ -89,8 +92,8 @@ static tn_status run_trial(void *context, int trial, int worker) {
     study *s = context;
     tn_fc_trial t;
     (void)worker;
-    tn_status status = tn_fc_trial_open(tn_lab_seed(s->lab), trial, INPUTS, s->width, s->depths[s->points - 1], OUTPUTS,
-                                        s->samples, 1, true, &t);
+    tn_status status = tn_fc_trial_open(tn_lab_seed(s->lab), trial, INPUTS, s->width,
+                                        s->depths[s->points - 1], OUTPUTS, s->samples, 1, true, &t);
     for (int p = 0; p < s->points && status == TN_OK; p++) status = run_depth(s, &t, trial, p);
     tn_fc_trial_close(&t);
     return status;
@@ -101,7 +104,8 @@ static tn_status judge(study *s) {
         char claim[200];
         tn_exponent e = tn_sweep_exponent(&s->worst[k]);
         snprintf(claim, sizeof claim,
-                 "Thm 6/8, κ = %g: F(W+W') ≤ F(W) + <dF, W'> + O(nm/d)||W'||² + O(√(mnLω^(2/3)/d) (τL)^(4/3)) ||W'|| √F",
+                 "Thm 6/8, κ = %g: F(W+W') ≤ F(W) + <dF, W'> + O(nm/d)||W'||² + O(√(mnLω^(2/3)/d) "
+                 "(τL)^(4/3)) ||W'|| √F",
                  kappas[k]);
         TN_TRY(tn_lab_verdict(s->lab, tn_judge_below(e, 0.05), claim,
                               "exponent in L of the largest ratio (rest / bound with constants 1) below 0.05",
@@ -117,10 +121,11 @@ static tn_status judge(study *s) {
 static tn_status draw(study *s) {
     tn_plot *plot;
     int all, directions, control;
-    TN_TRY(tn_lab_plot(s->lab, "smoothness",
-                       "What the linear approximation of the loss leaves, divided by the bound of Theorems 6 and 8 with "
-                       "constants 1; the largest over ω, lengths and directions. Bands: all trials.",
-                       &plot));
+    TN_TRY(tn_lab_plot(
+        s->lab, "smoothness",
+        "What the linear approximation of the loss leaves, divided by the bound of Theorems 6 and 8 with "
+        "constants 1; the largest over ω, lengths and directions. Bands: all trials.",
+        &plot));
     TN_TRY(tn_plot_panel(plot, "all directions", "depth L", "rest / bound", true, true, &all));
     TN_TRY(tn_plot_panel(plot, "by direction, κ = 1", "depth L", "rest / bound", true, true, &directions));
     TN_TRY(tn_plot_panel(plot, "control: τ = 1", "depth L", "rest / bound", true, true, &control));
@@ -154,17 +159,18 @@ static tn_status conclude(study *s) {
     }
     TN_TRY(tn_sweep_create_depths(s->points, s->depths, s->trials, &s->control));
     TN_TRY(tn_lab_parallel(s->lab, s->trials, run_trial, s));
-    TN_TRY(tn_lab_remark(s->lab,
-                         "Width m = %d, d = %d outputs, n = %d samples, %d trials; ω = %g and %g; W at a random point of "
-                         "the region, W' as long as the region allows, a tenth and a hundredth of that.",
-                         s->width, OUTPUTS, s->samples, s->trials, omegas[0], omegas[1]));
+    TN_TRY(tn_lab_remark(
+        s->lab,
+        "Width m = %d, d = %d outputs, n = %d samples, %d trials; ω = %g and %g; W at a random point of "
+        "the region, W' as long as the region allows, a tenth and a hundredth of that.",
+        s->width, OUTPUTS, s->samples, s->trials, omegas[0], omegas[1]));
     TN_TRY(judge(s));
     TN_TRY(draw(s));
     return tabulate(s);
 }
 
 static tn_status run(tn_lab *lab, const tn_options *options) {
-    static const int standard[] = {10, 30, 100, 200, 0}, quick[] = {10, 20, 40, 0};
+    static const int standard[] = {30, 100, 300, 600, 0}, quick[] = {30, 60, 120, 0};
     study s = {.lab = lab};
     (void)options;
     s.width = tn_lab_width(lab, 64, 32);
@@ -183,9 +189,13 @@ static tn_status run(tn_lab *lab, const tn_options *options) {
 
 const tn_experiment tn_experiment_smoothness = {
     "smoothness", "Near-smoothness of the loss around the initial weights (Theorems 6 and 8)",
-    "Theorems 6 and 8: for W and W' within τω (l < L) and ω (l = L) of the initial weights and of zero, the loss F = "
-    "sum_i F_i exceeds its linear approximation by no more than a quadratic term and one that is linear in ||W'||_F. "
-    "Measured: what the linear approximation leaves, divided by both terms with constants 1, in random directions, along "
-    "and against the gradient, and with all layers pushing one sample the same way. The check is that the ratio does not "
+    "Theorems 6 and 8: for W and W' within τω (l < L) and ω (l = L) of the initial weights and of zero, the "
+    "loss F = "
+    "sum_i F_i exceeds its linear approximation by no more than a quadratic term and one that is linear in "
+    "||W'||_F. "
+    "Measured: what the linear approximation leaves, divided by both terms with constants 1, in random "
+    "directions, along "
+    "and against the gradient, and with all layers pushing one sample the same way. The check is that the "
+    "ratio does not "
     "grow with L.",
     run};

@@ -45,7 +45,8 @@ double tn_separation(int samples, int inputs, const double *x) {
         for (int j = 0; j < i; j++) {
             double sum = 0;
             for (int k = 0; k < inputs; k++) {
-                double d = x[(size_t)i * (size_t)inputs + (size_t)k] - x[(size_t)j * (size_t)inputs + (size_t)k];
+                double d =
+                    x[(size_t)i * (size_t)inputs + (size_t)k] - x[(size_t)j * (size_t)inputs + (size_t)k];
                 sum += d * d;
             }
             least = fmin(least, sqrt(sum));

@@ -6,9 +6,9 @@
 
 #include "base/fail.h"
 
-/* Fills x (samples x inputs). With samples <= inputs - 2 all pairs are exactly `delta` apart (0 < delta <= 1);
- * with more, about delta: the points are those of a cone around a random centre, in random directions that are
- * orthogonal where there is room. inputs >= 3. A pure function of (seed, trial). TN_ERR_MEMORY. */
+/* Fills x (samples x inputs). With samples <= inputs - 2 all pairs are exactly `delta` apart (0 < delta <=
+ * 1); with more, about delta: the points are those of a cone around a random centre, in random directions
+ * that are orthogonal where there is room. inputs >= 3. A pure function of (seed, trial). TN_ERR_MEMORY. */
 tn_status tn_separated_points(uint64_t seed, int trial, int samples, int inputs, double delta, double *x);
 
 /* Smallest distance between two rows. */

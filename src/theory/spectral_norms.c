@@ -102,11 +102,12 @@ static tn_status judge(study *s) {
         char claim[160];
         tn_exponent e = tn_sweep_exponent(&s->norm[k]);
         snprintf(claim, sizeof claim,
-                 "Thm 1, κ = %g: the norm of every product of layers is at most 1 + c at every depth", kappas[k]);
-        TN_TRY(tn_lab_verdict(s->lab, tn_judge_below(e, 0.05), claim, "exponent of the largest norm in L below 0.05",
-                              "%.3f ± %.3f; largest norm %.3f at L = %d, %.3f at L = %d", e.value, e.half_width,
-                              tn_sweep_mean(&s->norm[k], 0), s->depths[0], tn_sweep_mean(&s->norm[k], last),
-                              s->depths[last]));
+                 "Thm 1, κ = %g: the norm of every product of layers is at most 1 + c at every depth",
+                 kappas[k]);
+        TN_TRY(tn_lab_verdict(
+            s->lab, tn_judge_below(e, 0.05), claim, "exponent of the largest norm in L below 0.05",
+            "%.3f ± %.3f; largest norm %.3f at L = %d, %.3f at L = %d", e.value, e.half_width,
+            tn_sweep_mean(&s->norm[k], 0), s->depths[0], tn_sweep_mean(&s->norm[k], last), s->depths[last]));
     }
     tn_sweep by_kappa;
     TN_TRY(tn_sweep_create(KAPPAS, kappas, s->trials, &by_kappa));
@@ -115,14 +116,15 @@ static tn_status judge(study *s) {
     tn_exponent e = tn_sweep_exponent(&by_kappa), control = tn_sweep_exponent(&s->control);
     tn_status status =
         tn_lab_verdict(s->lab, tn_judge_above(e, 0.5), "Thm 1: the excess c shrinks with κ = τ√L",
-                       "exponent of the excess in κ above 0.5", "%.2f ± %.2f; c = %.2f, %.2f, %.2f at κ = 1, 0.5, 0.25",
-                       e.value, e.half_width, tn_sweep_mean(&by_kappa, 0), tn_sweep_mean(&by_kappa, 1),
-                       tn_sweep_mean(&by_kappa, 2));
+                       "exponent of the excess in κ above 0.5",
+                       "%.2f ± %.2f; c = %.2f, %.2f, %.2f at κ = 1, 0.5, 0.25", e.value, e.half_width,
+                       tn_sweep_mean(&by_kappa, 0), tn_sweep_mean(&by_kappa, 1), tn_sweep_mean(&by_kappa, 2));
     tn_sweep_free(&by_kappa);
     TN_TRY(status);
     return tn_lab_verdict(s->lab, tn_judge_above(control, 0.05), "Control, τ = 1: the norm grows with depth",
-                          "exponent in L above 0.05", "%.2f ± %.2f; largest norm %.3g at L = %d", control.value,
-                          control.half_width, tn_sweep_mean(&s->control, s->control_points - 1),
+                          "exponent in L above 0.05", "%.2f ± %.2f; largest norm %.3g at L = %d",
+                          control.value, control.half_width,
+                          tn_sweep_mean(&s->control, s->control_points - 1),
                           s->control_depths[s->control_points - 1]);
 }
 
@@ -173,11 +175,12 @@ static tn_status draw(study *s) {
     tn_plot *plot;
     int norms, lengths, control;
     char title[80];
-    TN_TRY(tn_lab_plot(s->lab, "spectral",
-                       "Spectral norms of D_b (I + τ W_b) ... D_a (I + τ W_a) at initialisation, τ = κ/√L. Left: the "
-                       "largest over a ≤ b and samples. Middle: each product of the deepest network. Right: the same "
-                       "network with τ = 1. Bands: all trials.",
-                       &plot));
+    TN_TRY(tn_lab_plot(
+        s->lab, "spectral",
+        "Spectral norms of D_b (I + τ W_b) ... D_a (I + τ W_a) at initialisation, τ = κ/√L. Left: the "
+        "largest over a ≤ b and samples. Middle: each product of the deepest network. Right: the same "
+        "network with τ = 1. Bands: all trials.",
+        &plot));
     TN_TRY(tn_plot_panel(plot, "largest norm of a product", "depth L", "spectral norm", true, false, &norms));
     snprintf(title, sizeof title, "all products, L = %d", s->depths[s->points - 1]);
     TN_TRY(tn_plot_panel(plot, title, "length (b - a + 1) / L", "spectral norm", false, false, &lengths));
@@ -193,29 +196,31 @@ static tn_status draw(study *s) {
 
 static tn_status conclude(study *s) {
     size_t slots = slot(s, s->points, 0, 0);
-    TN_TRY(tn_alloc(&s->products, slots * ROOM * (size_t)s->samples, sizeof *s->products, "products of layers"));
+    TN_TRY(
+        tn_alloc(&s->products, slots * ROOM * (size_t)s->samples, sizeof *s->products, "products of layers"));
     TN_TRY(tn_alloc(&s->counts, slots, sizeof *s->counts, "products of layers"));
     for (int k = 0; k < KAPPAS; k++)
         TN_TRY(tn_sweep_create_depths(s->points, s->depths, s->trials, &s->norm[k]));
     TN_TRY(tn_sweep_create_depths(s->control_points, s->control_depths, s->trials, &s->control));
     TN_TRY(tn_lab_parallel(s->lab, s->trials, run_trial, s));
-    TN_TRY(tn_lab_remark(s->lab,
-                         "Width m = %d, %d samples, %d trials; all pairs a ≤ b of a grid of %d layers; power iteration "
-                         "to a relative change of 1e-4.",
-                         s->width, s->samples, s->trials, GRID));
+    TN_TRY(tn_lab_remark(
+        s->lab,
+        "Width m = %d, %d samples, %d trials; all pairs a ≤ b of a grid of %d layers; power iteration "
+        "to a relative change of 1e-4.",
+        s->width, s->samples, s->trials, GRID));
     TN_TRY(judge(s));
     TN_TRY(draw(s));
     return tabulate(s);
 }
 
 static tn_status run(tn_lab *lab, const tn_options *options) {
-    static const int standard[] = {10, 30, 100, 300, 1000, 0}, quick[] = {10, 30, 100, 0};
+    static const int standard[] = {30, 100, 300, 1000, 0}, quick[] = {30, 60, 120, 0};
     static const int control[] = {5, 10, 20, 40};
     study s = {.lab = lab, .control_points = 4};
     (void)options;
     s.width = tn_lab_width(lab, 128, 64);
     s.samples = tn_lab_samples(lab, 2, 2);
-    s.trials = tn_lab_trials(lab, 4, 3);
+    s.trials = tn_lab_trials(lab, 6, 4);
     for (int i = 0; i < s.control_points; i++) s.control_depths[i] = control[i];
     TN_TRY(tn_lab_depths(lab, standard, quick, 3, s.depths, TN_SWEEP_POINTS, &s.points));
     tn_status status = conclude(&s);
@@ -226,10 +231,12 @@ static tn_status run(tn_lab *lab, const tn_options *options) {
     return status;
 }
 
-const tn_experiment tn_experiment_spectral = {
-    "spectral", "Spectral norms of products of layers (Theorem 1)",
-    "Theorem 1: at initialisation the spectral norm of D_b (I + τ W_b) ... D_a (I + τ W_a) is at most 1 + c for all 1 ≤ "
-    "a ≤ b < L when τ = κ/√L, where D_l marks the units of layer l that are on. Measured by power iteration for all "
-    "pairs of a grid of layers. The constant is not given by the theorem, so the checks are that it does not grow with "
-    "L and that the excess over 1 shrinks with κ.",
-    run};
+const tn_experiment tn_experiment_spectral = {"spectral", "Spectral norms of products of layers (Theorem 1)",
+                                              "Theorem 1: at initialisation the spectral norm of D_b (I + τ "
+                                              "W_b) ... D_a (I + τ W_a) is at most 1 + c for all 1 ≤ "
+                                              "a ≤ b < L when τ = κ/√L, where D_l marks the units of layer l "
+                                              "that are on. Measured by power iteration for all "
+                                              "pairs of a grid of layers. The constant is not given by the "
+                                              "theorem, so the checks are that it does not grow with "
+                                              "L and that the excess over 1 shrinks with κ.",
+                                              run};

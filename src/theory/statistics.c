@@ -12,8 +12,8 @@ tn_summary tn_summarise(const double *values, int count) {
         s.minimum = fmin(s.minimum, values[i]);
         s.maximum = fmax(s.maximum, values[i]);
     }
-    s.mean = sum / s.count; /* NaN for none */
     if (s.count == 0) s.deviation = s.half_width = NAN;
+    if (s.count > 0) s.mean = sum / s.count;
     if (s.count < 2) return s;
     for (int i = 0; i < count; i++)
         if (isfinite(values[i])) squares += (values[i] - s.mean) * (values[i] - s.mean);

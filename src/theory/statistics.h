@@ -8,20 +8,20 @@
 #include <stdbool.h>
 
 typedef struct tn_summary {
-    int count;                    /* finite values; with none the rest is NaN */
+    int count; /* finite values; with none the rest is NaN */
     double mean, minimum, maximum;
-    double deviation;             /* sample standard deviation, 0 for one value */
-    double half_width;            /* of the 95 % interval of the mean, infinite for one value */
+    double deviation;  /* sample standard deviation, 0 for one value */
+    double half_width; /* of the 95 % interval of the mean, infinite for one value */
 } tn_summary;
 
 tn_summary tn_summarise(const double *values, int count);
 
 /* y = intercept + slope * x by least squares. */
 typedef struct tn_fit {
-    int count;               /* points used; NaN below when they do not determine a line */
+    int count; /* points used; NaN below when they do not determine a line */
     double slope, intercept;
-    double half_width;       /* of the 95 % interval of the slope; infinite for two points */
-    double r2;               /* share of the variance that the line explains; 1 where there is no variance */
+    double half_width; /* of the 95 % interval of the slope; infinite for two points */
+    double r2;         /* share of the variance that the line explains; 1 where there is no variance */
 } tn_fit;
 
 tn_fit tn_fit_line(const double *x, const double *y, int count);

@@ -95,10 +95,10 @@ static tn_status path_of(const tn_lab *lab, const tn_cell_plan *plan, char *out)
 
 /* Everything that the losses depend on, in one line. */
 static tn_status settings_of(const tn_cell_plan *p, char *out) {
-    int size = snprintf(out, LINE_ROOM,
-                        "# %s L=%d m=%d tau=%s data=%s batch=%d steps=%d lr=%.9g seed=%llu version=%s", p->model,
-                        p->depth, p->width, *p->tau ? p->tau : "none", tn_make_legible(p->data_spec).text, p->batch,
-                        p->steps, p->lr, (unsigned long long)p->seed, tn_version());
+    int size = snprintf(
+        out, LINE_ROOM, "# %s L=%d m=%d tau=%s data=%s batch=%d steps=%d lr=%.9g seed=%llu version=%s",
+        p->model, p->depth, p->width, *p->tau ? p->tau : "none", tn_make_legible(p->data_spec).text, p->batch,
+        p->steps, p->lr, (unsigned long long)p->seed, tn_version());
     TN_ASSERT(size < LINE_ROOM);
     return TN_OK;
 }
@@ -138,7 +138,8 @@ static bool read_end(const char *line, tn_cell *cell) {
     if (sscanf(line, "# end %d%n", &finished, &used) != 1 || finished != cell->finished) return false;
     line += used;
     if (!strcmp(line, "\n")) return true;
-    if (sscanf(line, ", first value that is not finite in step %d: %n", &cell->nonfinite, &used) != 1) return false;
+    if (sscanf(line, ", first value that is not finite in step %d: %n", &cell->nonfinite, &used) != 1)
+        return false;
     snprintf(cell->message, sizeof cell->message, "%.*s", (int)strcspn(line + used, "\n"), line + used);
     return cell->nonfinite == finished || cell->nonfinite == finished + 1;
 }
@@ -149,7 +150,8 @@ static tn_status read_cell(FILE *file, const char *path, const tn_cell_plan *pla
     if (!fgets(line, sizeof line, file)) line[0] = 0;
     line[strcspn(line, "\n")] = 0;
     if (strcmp(line, settings) != 0)
-        return tn_fail(TN_ERR_USAGE, "%s was made with other settings; give another --out, or --overwrite", path);
+        return tn_fail(TN_ERR_USAGE, "%s was made with other settings; give another --out, or --overwrite",
+                       path);
     if (!fgets(line, sizeof line, file) || strcmp(line, "step,loss\n") != 0) line[0] = 0;
     while (line[0] && fgets(line, sizeof line, file)) {
         int step;

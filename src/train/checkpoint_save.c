@@ -23,18 +23,20 @@ static void add(writer *w, const char *name, const char *suffix, int rank, const
     TN_ASSERT(i < w->entry_capacity);
     snprintf(w->names[i], sizeof w->names[i], "%s%s", name, suffix);
     for (int d = 0; d < rank; d++) w->dims[i][d] = dims[d];
-    w->entries[i] =
-        (tn_safetensors_entry){.name = w->names[i], .dtype = dtype, .rank = rank, .dims = w->dims[i], .data = data};
+    w->entries[i] = (tn_safetensors_entry){
+        .name = w->names[i], .dtype = dtype, .rank = rank, .dims = w->dims[i], .data = data};
 }
 
-static tn_status add_parameters(writer *w, tn_engine *e, tn_tensor_kind kind, const char *prefix, float **cursor) {
+static tn_status add_parameters(writer *w, tn_engine *e, tn_tensor_kind kind, const char *prefix,
+                                float **cursor) {
     const tn_model *m = tn_engine_model(e);
     for (int i = 0; i < m->param_count; i++) {
         const tn_param *p = &m->params[i];
         TN_TRY(tn_engine_get(e, kind, i, *cursor));
         add(w, prefix, p->name, p->rank, p->dims, TN_DTYPE_F32, *cursor);
         for (int a = 0; kind == TN_VALUES && a < m->alias_count; a++)
-            if (m->aliases[a].param == i) add(w, m->aliases[a].name, "", p->rank, p->dims, TN_DTYPE_F32, *cursor);
+            if (m->aliases[a].param == i)
+                add(w, m->aliases[a].name, "", p->rank, p->dims, TN_DTYPE_F32, *cursor);
         *cursor += p->count;
     }
     return TN_OK;

@@ -66,8 +66,8 @@ static tn_status find_blocks(tn_probe_log *log) {
     return tn_alloc(&log->values, (size_t)log->count, sizeof *log->values, "probe");
 }
 
-/* Bytes of the rows that belong to a position: those of earlier steps, and those of its own step when the epoch that
- * ends there is finished; else they are written again. */
+/* Bytes of the rows that belong to a position: those of earlier steps, and those of its own step when the
+ * epoch that ends there is finished; else they are written again. */
 static tn_status kept_bytes(const char *path, const tn_position *position, int64_t *bytes) {
     char line[256];
     *bytes = 0;
@@ -118,7 +118,8 @@ static int print_norm(char *to, size_t size, double value) {
     return isfinite(value) ? snprintf(to, size, ",%.9g", value) : snprintf(to, size, ",");
 }
 
-static tn_status histogram(tn_probe_log *log, tn_tfevents *events, const char *tag, long step, bool gradient) {
+static tn_status histogram(tn_probe_log *log, tn_tfevents *events, const char *tag, long step,
+                           bool gradient) {
     for (int i = 0; i < log->count; i++) {
         log->values[i] = gradient ? log->norms[i].gradient : log->norms[i].output;
         if (!isfinite(log->values[i])) return TN_OK;

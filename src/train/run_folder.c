@@ -54,7 +54,7 @@ static void remove_made_folders(tn_run_folder *folder) {
 
 /* Whether a name is that of a file that a run writes. */
 static bool is_run_file(const char *name) {
-    static const char *const names[] = {"config.toml",      "log.jsonl",        "metrics.csv",      "probes.csv",
+    static const char *const names[] = {"config.toml",      "log.jsonl",        "metrics.csv", "probes.csv",
                                         "last.safetensors", "best.safetensors", "report.html"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (!strcmp(name, names[i])) return true;
@@ -83,15 +83,19 @@ tn_status tn_run_folder_clear(const tn_run_folder *folder) {
 static tn_status open_folder(tn_run_folder *folder, bool resume, bool overwrite) {
     TN_TRY(make_folders(folder));
     folder->lock = open(folder->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (folder->lock < 0) return tn_fail(TN_ERR_IO, "--out %s: cannot open the folder: %s", folder->path, strerror(errno));
+    if (folder->lock < 0)
+        return tn_fail(TN_ERR_IO, "--out %s: cannot open the folder: %s", folder->path, strerror(errno));
     if (flock(folder->lock, LOCK_EX | LOCK_NB) != 0)
-        return tn_fail(TN_ERR_USAGE, "--out %s: another process is training in this folder; wait for it or choose another",
+        return tn_fail(TN_ERR_USAGE,
+                       "--out %s: another process is training in this folder; wait for it or choose another",
                        folder->path);
     TN_TRY(tn_atomic_sweep(folder->path, NULL));
-    bool holds = exists(folder, "config.toml") || exists(folder, "log.jsonl") || exists(folder, "last.safetensors");
+    bool holds =
+        exists(folder, "config.toml") || exists(folder, "log.jsonl") || exists(folder, "last.safetensors");
     if (holds && !resume && !overwrite)
-        return tn_fail(TN_ERR_USAGE, "--out %s holds another run; give --resume to continue it, --overwrite to replace it, "
-                                     "or another folder",
+        return tn_fail(TN_ERR_USAGE,
+                       "--out %s holds another run; give --resume to continue it, --overwrite to replace it, "
+                       "or another folder",
                        folder->path);
     folder->has_run = !overwrite && exists(folder, "config.toml");
     folder->has_checkpoint = !overwrite && exists(folder, "last.safetensors");
@@ -107,8 +111,10 @@ tn_status tn_run_folder_open(tn_run_folder *folder, const char *path, bool resum
 
 tn_status tn_run_folder_open_logs(tn_run_folder *folder, const tn_position *position) {
     char path[TN_RUN_PATH];
-    TN_TRY(tn_line_log_open(tn_run_folder_file(folder, "log.jsonl", path), position->log_bytes, &folder->log));
-    TN_TRY(tn_line_log_open(tn_run_folder_file(folder, "metrics.csv", path), position->metrics_bytes, &folder->metrics));
+    TN_TRY(
+        tn_line_log_open(tn_run_folder_file(folder, "log.jsonl", path), position->log_bytes, &folder->log));
+    TN_TRY(tn_line_log_open(tn_run_folder_file(folder, "metrics.csv", path), position->metrics_bytes,
+                            &folder->metrics));
     if (position->metrics_bytes == 0) TN_TRY(tn_line_log_append(folder->metrics, METRICS_HEADER));
     TN_TRY(tn_tfevents_open(folder->path, &folder->events));
     if (position->step == 0) return TN_OK;

@@ -1,4 +1,5 @@
-/* The folder of a training run: config.toml, log.jsonl, metrics.csv, tfevents and checkpoints (contracts.md). */
+/* The folder of a training run: config.toml, log.jsonl, metrics.csv, tfevents and checkpoints (contracts.md).
+ */
 #ifndef TN_TRAIN_RUN_FOLDER_H
 #define TN_TRAIN_RUN_FOLDER_H
 
@@ -11,24 +12,27 @@
 typedef struct tn_run_folder {
     char path[4096];
     int lock; /* descriptor of the folder, locked; -1 when closed */
-    size_t made; /* length of the first part of path that had to be made, 0 when none or once there is a run */
+    size_t
+        made; /* length of the first part of path that had to be made, 0 when none or once there is a run */
     tn_line_log *log, *metrics;
     tn_tfevents *events;
     bool has_run, has_checkpoint; /* holds a run to continue: config.toml, and last.safetensors */
 } tn_run_folder;
 
-/* Opens (and makes, with its parents) the folder and locks it against a second process. Refuses a folder that holds another
- * run unless `resume` or `overwrite`. Temporary files of killed processes are removed. Close with tn_run_folder_close in
- * every case: folders that were made for a run that did not start are removed there. */
+/* Opens (and makes, with its parents) the folder and locks it against a second process. Refuses a folder that
+ * holds another run unless `resume` or `overwrite`. Temporary files of killed processes are removed. Close
+ * with tn_run_folder_close in every case: folders that were made for a run that did not start are removed
+ * there. */
 tn_status tn_run_folder_open(tn_run_folder *folder, const char *path, bool resume, bool overwrite);
 
-/* Removes the files of the run that the folder holds; others stay. The checkpoint goes first: whatever is left by a process
- * that is killed meanwhile is a run to start anew. */
+/* Removes the files of the run that the folder holds; others stay. The checkpoint goes first: whatever is
+ * left by a process that is killed meanwhile is a run to start anew. */
 tn_status tn_run_folder_clear(const tn_run_folder *folder);
 
-/* Opens the logs, cut back to the given lengths, and a new event file. When resuming it begins with a session start, at which
- * TensorBoard drops what earlier files say about that step and later ones. Inside an epoch that is the last step itself, as
- * an earlier end of the run may have told of an unfinished epoch there: its values must be told again. */
+/* Opens the logs, cut back to the given lengths, and a new event file. When resuming it begins with a session
+ * start, at which TensorBoard drops what earlier files say about that step and later ones. Inside an epoch
+ * that is the last step itself, as an earlier end of the run may have told of an unfinished epoch there: its
+ * values must be told again. */
 tn_status tn_run_folder_open_logs(tn_run_folder *folder, const tn_position *position);
 
 /* Closes everything; the first failure is returned. */

@@ -70,7 +70,7 @@ class Terminal(Case):
 
     def test_interrupted(self):
         """The message stands on a line of its own, after the bar is wiped."""
-        status, seen, error = on_terminal(self.command(), stop_at=b"5/20")
+        status, seen, error = on_terminal(self.command(), stop_at=b"img/s")
         self.assertEqual(status, 130)
         self.assertRegex(error, r"\Ataunet: stopped by signal 2 at step \d+; [^\n]*\n\Z")
         self.assertTrue(seen.endswith("\x1b[K") or seen.endswith("\n"), repr(seen[-40:]))

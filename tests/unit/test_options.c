@@ -203,6 +203,10 @@ static void command_line_errors(void **state) {
         {"--out \xFF", "--out \"?\": not UTF-8, which config.toml needs; use another name"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) expect_error("train", cases[i][0], cases[i][1]);
+}
+
+static void errors_of_other_commands(void **state) {
+    (void)state;
     expect_error("bench", "--epochs 3",
                  "--epochs is an option of train, not of bench; 'taunet help bench' lists those");
     expect_error("info", "--input 3x32",
@@ -544,6 +548,7 @@ int main(void) {
         cmocka_unit_test(every_type_is_read),
         cmocka_unit_test(the_last_one_wins),
         cmocka_unit_test(command_line_errors),
+        cmocka_unit_test(errors_of_other_commands),
         cmocka_unit_test(a_refused_value_changes_nothing),
         cmocka_unit_test(files_are_read),
         cmocka_unit_test(file_errors),

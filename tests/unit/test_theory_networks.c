@@ -62,7 +62,8 @@ static void fixture_free(fixture *f) {
 
 static double loss_of(fixture *f) {
     tn_fc_forward(&f->net, f->x, &f->pass);
-    return f->cross_entropy ? tn_fc_cross_entropy(&f->pass, f->labels) : tn_fc_squared_loss(&f->pass, f->targets);
+    return f->cross_entropy ? tn_fc_cross_entropy(&f->pass, f->labels)
+                            : tn_fc_squared_loss(&f->pass, f->targets);
 }
 
 /* dF/d(*weight) by central differences. */
@@ -210,7 +211,8 @@ static void test_power_iteration_agrees_with_lapack(void **state) {
     fixture f;
     fixture_make(&f, 0.4, 1);
     loss_of(&f);
-    tn_layer_product products[] = {{1, 1, 0, 0, 0}, {1, 4, 0, 0, 0}, {2, 4, 3, 0, 0}, {3, 3, 1, 0, 0}, {1, 4, 2, 0, 0}};
+    tn_layer_product products[] = {
+        {1, 1, 0, 0, 0}, {1, 4, 0, 0, 0}, {2, 4, 3, 0, 0}, {3, 3, 1, 0, 0}, {1, 4, 2, 0, 0}};
     must(tn_layer_product_norms(&f.net, &f.pass, products, 5, 1e-12, 2000));
     for (int i = 0; i < 5; i++) {
         double matrix[M * M], work[M * M], values[M];
@@ -219,7 +221,8 @@ static void test_power_iteration_agrees_with_lapack(void **state) {
         must(tn_singular_values(M, M, matrix, values));
         assert_close(p->norm, values[0], 1e-7, "spectral norm of a product");
         double room[3 * M];
-        assert_close(tn_spectral_norm(M, M, matrix, 1e-12, room), values[0], 1e-5, "spectral norm of a matrix");
+        assert_close(tn_spectral_norm(M, M, matrix, 1e-12, room), values[0], 1e-5,
+                     "spectral norm of a matrix");
     }
     /* The dense product itself, for one case, by loops. */
     double matrix[M * M], work[M * M];
@@ -227,7 +230,8 @@ static void test_power_iteration_agrees_with_lapack(void **state) {
     for (int r = 0; r < M; r++)
         for (int s = 0; s < M; s++) {
             double on = tn_fc_h(&f.pass, 3)[M + r] > 0;
-            assert_close(matrix[r * M + s], on * ((r == s) + 0.4 * tn_fc_weight(&f.net, 3)[r * M + s]), 1e-14, "D(I + tau W)");
+            assert_close(matrix[r * M + s], on * ((r == s) + 0.4 * tn_fc_weight(&f.net, 3)[r * M + s]), 1e-14,
+                         "D(I + tau W)");
         }
     fixture_free(&f);
 }
@@ -251,7 +255,8 @@ static void test_separated_points(void **state) {
     assert_true(tn_separation(20, P, x) > 0.01);
 }
 
-/* Normalization-free networks --------------------------------------------------------------------------------- */
+/* Normalization-free networks
+ * --------------------------------------------------------------------------------- */
 
 typedef struct nf_fixture {
     tn_nf_network net;
@@ -317,7 +322,8 @@ static void test_nf_grams_match_jacobians(void **state) {
             for (int i = 0; i < N; i++) tn_nf_jacobian_row(&f.net, &f.pass, i, rows + (size_t)i * count);
             for (size_t i = 0; i < N; i++)
                 for (size_t j = 0; j < N; j++) {
-                    assert_close(gram[i * N + j], tn_dot(count, rows + i * count, rows + j * count), 1e-12, "J J^T");
+                    assert_close(gram[i * N + j], tn_dot(count, rows + i * count, rows + j * count), 1e-12,
+                                 "J J^T");
                     double of_last = tn_dot(M * M, rows + i * count + last, rows + j * count + last);
                     assert_close(part[i * N + j], of_last, 1e-12, "G^(H)");
                 }
@@ -355,10 +361,12 @@ static void test_nf_descent_lowers_the_loss_at_the_predicted_rate(void **state) 
     (void)state;
     nf_fixture f;
     nf_make(&f, TN_TANH, 1);
-    double y[N] = {1, -1, 0.5, 0}, work[N * M], gram[N * N], products[2 * N * N], predicted = 0, before = 0, after = 0;
+    double y[N] = {1, -1, 0.5, 0}, work[N * M], gram[N * N], products[2 * N * N], predicted = 0, before = 0,
+           after = 0;
     tn_nf_gram(&f.net, &f.pass, gram, products);
     for (int i = 0; i < N; i++)
-        for (int j = 0; j < N; j++) predicted -= (f.pass.u[i] - y[i]) * gram[i * N + j] * (f.pass.u[j] - y[j]);
+        for (int j = 0; j < N; j++)
+            predicted -= (f.pass.u[i] - y[i]) * gram[i * N + j] * (f.pass.u[j] - y[j]);
     for (int i = 0; i < N; i++) before += pow(f.pass.u[i] - y[i], 2) / 2;
     double rate = 1e-6;
     tn_nf_descend(&f.net, &f.pass, y, rate, work);

@@ -1,8 +1,10 @@
-/* Convolution and linear layers on the CPU, with the epilogue of graph.h fused into oneDNN's kernels:
- *   s  is folded into the packed weights (for a linear layer that adds its own input s W + I), c (and a
- * vector bias) into the bias vector, r  is a binary add, the activation an eltwise, d a binary add of one
- * scalar. Layout of a chunk's own gradients: packed dL/d(sW), then the vector bias (linear), then sum of dz
- * and sum of dy. */
+/* Convolution and linear layers on the CPU, with the epilogue of graph.h fused into oneDNN's kernels.
+ *
+ * s is folded into the packed weights; a linear layer that adds its own input computes with s W + I. c and a
+ * vector bias go into the bias vector; r is a binary add, the activation an eltwise, d a binary add of one
+ * scalar.
+ *
+ * A chunk's own gradients are the packed dL/d(sW), the vector bias (linear), the sum of dz, the sum of dy. */
 #include <string.h>
 
 #include "backend/cpu/cpu.h"

@@ -5,11 +5,11 @@
 #include "cuda_runtime_api.h"
 
 #ifdef __cplusplus
+#include "simt_atomics.h"
 #include "simt_device.h"
+#include "simt_launch.h"
 #include "simt_math.h"
 #include "simt_warp.h"
-#include "simt_atomics.h"
-#include "simt_launch.h"
 #endif
 
 #endif

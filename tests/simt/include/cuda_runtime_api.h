@@ -1,5 +1,5 @@
-/* The part of the CUDA runtime's C interface that the SIMT machine answers. Names, values and meaning are those of
- * CUDA 13; what is absent here is absent on purpose and fails to compile. */
+/* The part of the CUDA runtime's C interface that the SIMT machine answers. Names, values and meaning are
+ * those of CUDA 13; what is absent here is absent on purpose and fails to compile. */
 #ifndef SIMT_CUDA_RUNTIME_API_H
 #define SIMT_CUDA_RUNTIME_API_H
 
@@ -74,18 +74,18 @@ typedef struct CUgraph_st *cudaGraph_t;
 typedef struct CUgraphExec_st *cudaGraphExec_t;
 #define cudaStreamLegacy ((cudaStream_t)0x1)
 
-#define cudaStreamDefault         0x00
-#define cudaStreamNonBlocking     0x01
-#define cudaEventDefault          0x00
-#define cudaEventBlockingSync     0x01
-#define cudaEventDisableTiming    0x02
-#define cudaEventWaitDefault      0x00
-#define cudaHostAllocDefault      0x00
-#define cudaHostAllocPortable     0x01
-#define cudaHostAllocMapped       0x02
-#define cudaHostAllocWriteCombined 0x04
-#define cudaHostRegisterDefault   0x00
-#define cudaDeviceScheduleAuto    0x00
+#define cudaStreamDefault              0x00
+#define cudaStreamNonBlocking          0x01
+#define cudaEventDefault               0x00
+#define cudaEventBlockingSync          0x01
+#define cudaEventDisableTiming         0x02
+#define cudaEventWaitDefault           0x00
+#define cudaHostAllocDefault           0x00
+#define cudaHostAllocPortable          0x01
+#define cudaHostAllocMapped            0x02
+#define cudaHostAllocWriteCombined     0x04
+#define cudaHostRegisterDefault        0x00
+#define cudaDeviceScheduleAuto         0x00
 #define cudaDeviceScheduleBlockingSync 0x04
 
 typedef enum cudaStreamCaptureMode {
@@ -116,7 +116,9 @@ typedef enum cudaDeviceAttr {
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 } cudaDeviceAttr;
 
-typedef struct cudaUUID_t { char bytes[16]; } cudaUUID_t;
+typedef struct cudaUUID_t {
+    char bytes[16];
+} cudaUUID_t;
 typedef struct cudaDeviceProp {
     char name[256];
     cudaUUID_t uuid;
@@ -161,7 +163,11 @@ typedef struct cudaPointerAttributes {
     void *devicePointer, *hostPointer;
 } cudaPointerAttributes;
 
-typedef enum cudaLimit { cudaLimitStackSize = 0, cudaLimitPrintfFifoSize = 1, cudaLimitMallocHeapSize = 2 } cudaLimit;
+typedef enum cudaLimit {
+    cudaLimitStackSize = 0,
+    cudaLimitPrintfFifoSize = 1,
+    cudaLimitMallocHeapSize = 2
+} cudaLimit;
 
 /* errors */
 cudaError_t cudaGetLastError(void);
@@ -198,10 +204,10 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *attributes, const vo
 cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream SIMT_DEFAULT(0));
-cudaError_t cudaMemcpy2D(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width, size_t height,
-                         cudaMemcpyKind kind);
-cudaError_t cudaMemcpy2DAsync(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width, size_t height,
-                              cudaMemcpyKind kind, cudaStream_t stream SIMT_DEFAULT(0));
+cudaError_t cudaMemcpy2D(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width,
+                         size_t height, cudaMemcpyKind kind);
+cudaError_t cudaMemcpy2DAsync(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width,
+                              size_t height, cudaMemcpyKind kind, cudaStream_t stream SIMT_DEFAULT(0));
 cudaError_t cudaMemset(void *dst, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t stream SIMT_DEFAULT(0));
 
@@ -244,15 +250,18 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const voi
 #ifdef __cplusplus
 }
 /* Kernels are passed as functions in C++. */
-template <class... A> cudaError_t cudaFuncSetAttribute(void (*f)(A...), cudaFuncAttribute attribute, int value) {
+template <class... A>
+cudaError_t cudaFuncSetAttribute(void (*f)(A...), cudaFuncAttribute attribute, int value) {
     return cudaFuncSetAttribute(reinterpret_cast<const void *>(f), attribute, value);
 }
 template <class... A> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, void (*f)(A...)) {
     return cudaFuncGetAttributes(attributes, reinterpret_cast<const void *>(f));
 }
 template <class... A>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void (*f)(A...), int threads, size_t shared) {
-    return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, reinterpret_cast<const void *>(f), threads, shared);
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void (*f)(A...), int threads,
+                                                          size_t shared) {
+    return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, reinterpret_cast<const void *>(f), threads,
+                                                         shared);
 }
 template <class T> cudaError_t cudaMalloc(T **pointer, size_t bytes) {
     return cudaMalloc(reinterpret_cast<void **>(pointer), bytes);

@@ -1,5 +1,5 @@
-/* WMMA for bf16 (m16n16k16, m8n32k16, m32n8k16) and tf32 (m16n16k8), float accumulators. Fragment sizes are those of
- * the real header; which lane holds which element depends on the seed, since CUDA does not say. */
+/* WMMA for bf16 (m16n16k16, m8n32k16, m32n8k16) and tf32 (m16n16k8), float accumulators. Fragment sizes are
+ * those of the real header; which lane holds which element depends on the seed, since CUDA does not say. */
 #ifndef SIMT_MMA_H
 #define SIMT_MMA_H
 
@@ -8,12 +8,14 @@
 
 /* One tile access or product, seen by the machine. Rows and columns are those of the tile, not of memory. */
 struct simt_tile {
-    int rows, columns;   /* of the tile */
-    int element;         /* bytes: 2 = bf16, 4 = float */
-    int row_major;       /* in memory */
+    int rows, columns; /* of the tile */
+    int element;       /* bytes: 2 = bf16, 4 = float */
+    int row_major;     /* in memory */
 };
-void simt_tile_load(void *elements, const simt_tile *tile, const void *memory, unsigned ld, const char *file, int line);
-void simt_tile_store(const void *elements, const simt_tile *tile, void *memory, unsigned ld, const char *file, int line);
+void simt_tile_load(void *elements, const simt_tile *tile, const void *memory, unsigned ld, const char *file,
+                    int line);
+void simt_tile_store(const void *elements, const simt_tile *tile, void *memory, unsigned ld, const char *file,
+                     int line);
 struct simt_product {
     int m, n, k;
     int element; /* of a and b: 2 = bf16, 4 = tf32 held in float */
@@ -47,12 +49,8 @@ template <int m, int n, int k> struct Extent<matrix_b, m, n, k> {
 template <int m, int n, int k> struct Extent<accumulator, m, n, k> {
     static constexpr int rows = m, columns = n;
 };
-template <class T> struct Storage {
-    typedef T type;
-};
-template <> struct Storage<precision::tf32> {
-    typedef float type;
-};
+template <class T> struct Storage { typedef T type; };
+template <> struct Storage<precision::tf32> { typedef float type; };
 template <class T, int m, int n, int k> constexpr bool known_shape() {
     if (std::is_same_v<T, precision::tf32>) return m == 16 && n == 16 && k == 8;
     bool k16 = k == 16 && ((m == 16 && n == 16) || (m == 8 && n == 32) || (m == 32 && n == 8));
@@ -91,20 +89,21 @@ void load_matrix_sync(fragment<Use, m, n, k, T, Layout> &f,
     simt_tile_load(f.x, &tile, memory, ld, SIMT_PLACE);
 }
 template <int m, int n, int k>
-void load_matrix_sync(fragment<accumulator, m, n, k, float> &f, const float *memory, unsigned ld, layout_t layout,
-                      SIMT_SITE) {
+void load_matrix_sync(fragment<accumulator, m, n, k, float> &f, const float *memory, unsigned ld,
+                      layout_t layout, SIMT_SITE) {
     simt_tile tile = {m, n, 4, layout == mem_row_major};
     simt_tile_load(f.x, &tile, memory, ld, SIMT_PLACE);
 }
 template <int m, int n, int k>
-void store_matrix_sync(float *memory, const fragment<accumulator, m, n, k, float> &f, unsigned ld, layout_t layout,
-                       SIMT_SITE) {
+void store_matrix_sync(float *memory, const fragment<accumulator, m, n, k, float> &f, unsigned ld,
+                       layout_t layout, SIMT_SITE) {
     simt_tile tile = {m, n, 4, layout == mem_row_major};
     simt_tile_store(f.x, &tile, memory, ld, SIMT_PLACE);
 }
 template <int m, int n, int k, class T, class LA, class LB>
 void mma_sync(fragment<accumulator, m, n, k, float> &d, const fragment<matrix_a, m, n, k, T, LA> &a,
-              const fragment<matrix_b, m, n, k, T, LB> &b, const fragment<accumulator, m, n, k, float> &c, SIMT_SITE) {
+              const fragment<matrix_b, m, n, k, T, LB> &b, const fragment<accumulator, m, n, k, float> &c,
+              SIMT_SITE) {
     simt_product product = {m, n, k, (int)sizeof a.x[0], a.x, b.x, c.x, d.x};
     simt_tile_product(&product, SIMT_PLACE);
 }

@@ -12,19 +12,19 @@ extern "C" {
 /* Exit status of a process that the machine stopped because it found a fault. */
 #define SIMT_FAULT_EXIT 86
 
-/* Sets the seed of all orders (threads, blocks, streams). 0: ascending, laziest streams; 1: descending. Takes effect
- * at the next launch. SIMT_SEED. */
+/* Sets the seed of all orders (threads, blocks, streams). 0: ascending, laziest streams; 1: descending. Takes
+ * effect at the next launch. SIMT_SEED. */
 void simt_set_seed(uint64_t seed);
 
-/* "sm_80", "sm_90", "none" (no device) or "driver" (insufficient driver), and how many devices there are. Must be
- * called before other calls, or between tests with nothing allocated. SIMT_DEVICE, SIMT_DEVICES. */
+/* "sm_80", "sm_90", "none" (no device) or "driver" (insufficient driver), and how many devices there are.
+ * Must be called before other calls, or between tests with nothing allocated. SIMT_DEVICE, SIMT_DEVICES. */
 void simt_set_device(const char *mode, int count);
 
 /* Device memory in bytes per device; a cudaMalloc beyond it fails. SIMT_MEMORY. */
 void simt_set_memory(size_t bytes);
 
-/* Makes the n-th next call (1 = the next) of the runtime function `call` return `error` (and, for 700 and above,
- * stick). One injection at a time. SIMT_FAIL="cudaMalloc:3:2". */
+/* Makes the n-th next call (1 = the next) of the runtime function `call` return `error` (and, for 700 and
+ * above, stick). One injection at a time. SIMT_FAIL="cudaMalloc:3:2". */
 void simt_fail_call(const char *call, int n, int error);
 
 /* 1 in the instrumented build, 0 in the plain one. */
@@ -41,7 +41,8 @@ typedef struct simt_counters {
 } simt_counters;
 void simt_count(int on);
 void simt_counters_reset(void);
-/* Returns 0 when the kernel (its name as launched, without template arguments it is a prefix match) was not seen. */
+/* Returns 0 when the kernel (its name as launched, without template arguments it is a prefix match) was not
+ * seen. */
 int simt_counters_get(const char *kernel, simt_counters *out);
 /* One line per kernel on standard error. */
 void simt_counters_print(void);

@@ -1,4 +1,5 @@
-/* Atomic operations: relaxed, as on a device. They live in the machine so that it can tell them from plain accesses. */
+/* Atomic operations: relaxed, as on a device. They live in the machine so that it can tell them from plain
+ * accesses. */
 #ifndef SIMT_ATOMICS_H
 #define SIMT_ATOMICS_H
 
@@ -17,24 +18,26 @@ template <class T, class F> SIMT_NO_CHECK T simt_atomic(T *p, F next) {
     __atomic_load(p, &old, __ATOMIC_RELAXED);
     for (;;) {
         T wanted = next(old);
-        if (__atomic_compare_exchange(p, &old, &wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return old;
+        if (__atomic_compare_exchange(p, &old, &wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+            return old;
     }
 }
-#define SIMT_ATOMIC_OP(name, T, expression)                                                                        \
-    static inline T name(T *p, T v) {                                                                              \
-        return simt_atomic(p, [v](T old) __attribute__((no_sanitize("thread"))) -> T { return expression; });      \
+#define SIMT_ATOMIC_OP(name, T, expression)                                                                  \
+    static inline T name(T *p, T v) {                                                                        \
+        return simt_atomic(                                                                                  \
+            p, [v](T old) __attribute__((no_sanitize("thread")))->T { return expression; });                 \
     }
-#define SIMT_ATOMIC_INTEGER(T)                                                                                     \
-    SIMT_ATOMIC_OP(atomicAdd, T, old + v)                                                                          \
-    SIMT_ATOMIC_OP(atomicMin, T, v < old ? v : old)                                                                \
-    SIMT_ATOMIC_OP(atomicMax, T, v > old ? v : old)                                                                \
-    SIMT_ATOMIC_OP(atomicAnd, T, old &v)                                                                           \
-    SIMT_ATOMIC_OP(atomicOr, T, old | v)                                                                           \
-    SIMT_ATOMIC_OP(atomicXor, T, old ^ v)                                                                          \
-    SIMT_ATOMIC_OP(atomicExch, T, ((void)old, v))                                                                  \
-    static inline T atomicCAS(T *p, T compare, T v) {                                                              \
-        return simt_atomic(                                                                                        \
-            p, [=](T old) __attribute__((no_sanitize("thread"))) -> T { return old == compare ? v : old; });       \
+#define SIMT_ATOMIC_INTEGER(T)                                                                               \
+    SIMT_ATOMIC_OP(atomicAdd, T, old + v)                                                                    \
+    SIMT_ATOMIC_OP(atomicMin, T, v < old ? v : old)                                                          \
+    SIMT_ATOMIC_OP(atomicMax, T, v > old ? v : old)                                                          \
+    SIMT_ATOMIC_OP(atomicAnd, T, old &v)                                                                     \
+    SIMT_ATOMIC_OP(atomicOr, T, old | v)                                                                     \
+    SIMT_ATOMIC_OP(atomicXor, T, old ^ v)                                                                    \
+    SIMT_ATOMIC_OP(atomicExch, T, ((void)old, v))                                                            \
+    static inline T atomicCAS(T *p, T compare, T v) {                                                        \
+        return simt_atomic(                                                                                  \
+            p, [=](T old) __attribute__((no_sanitize("thread")))->T { return old == compare ? v : old; });   \
     }
 SIMT_ATOMIC_INTEGER(int)
 SIMT_ATOMIC_INTEGER(unsigned)

@@ -16,7 +16,7 @@
 #define __constant__
 #define __grid_constant__
 /* A block runs on one OS thread, so the block's memory is that thread's. Trivial types only, as in CUDA. */
-#define __shared__ static __thread
+#define __shared__      static __thread
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
@@ -71,14 +71,22 @@ static inline void __threadfence_system() {
 static inline void __trap() {
     simt_device_assert("__trap()", __builtin_FILE(), __builtin_LINE());
 }
-static inline void __nanosleep(unsigned) {
-}
+static inline void __nanosleep(unsigned) {}
 /* A counter that only grows; not a clock. */
 long long clock64();
 
-#define SIMT_MAKE2(V, T) static inline V make_##V(T x, T y) { return V{x, y}; }
-#define SIMT_MAKE3(V, T) static inline V make_##V(T x, T y, T z) { return V{x, y, z}; }
-#define SIMT_MAKE4(V, T) static inline V make_##V(T x, T y, T z, T w) { return V{x, y, z, w}; }
+#define SIMT_MAKE2(V, T)                                                                                     \
+    static inline V make_##V(T x, T y) {                                                                     \
+        return V{x, y};                                                                                      \
+    }
+#define SIMT_MAKE3(V, T)                                                                                     \
+    static inline V make_##V(T x, T y, T z) {                                                                \
+        return V{x, y, z};                                                                                   \
+    }
+#define SIMT_MAKE4(V, T)                                                                                     \
+    static inline V make_##V(T x, T y, T z, T w) {                                                           \
+        return V{x, y, z, w};                                                                                \
+    }
 SIMT_MAKE2(char2, signed char)
 SIMT_MAKE2(uchar2, unsigned char)
 SIMT_MAKE2(short2, short)

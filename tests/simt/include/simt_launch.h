@@ -41,15 +41,24 @@ template <class T> void note_pointer(std::vector<const void *> &list, const T &v
 }
 
 template <class... K, class... A>
-void launch(const char *name, const char *file, int line, void (*kernel)(K...), dim3 grid, dim3 block, size_t shared,
-            cudaStream_t stream, A &&...arguments) {
+void launch(const char *name, const char *file, int line, void (*kernel)(K...), dim3 grid, dim3 block,
+            size_t shared, cudaStream_t stream, A &&...arguments) {
     static_assert(sizeof...(K) == sizeof...(A), "as many arguments as the kernel has parameters");
     static_assert((... && std::is_trivially_copyable_v<K>), "kernel parameters are copied as bytes");
     static_assert((... && !std::is_reference_v<K>), "kernel parameters may not be references");
     auto closure = std::make_shared<Closure<K...>>(
         Closure<K...>{kernel, std::tuple<K...>(static_cast<K>(std::forward<A>(arguments))...)});
-    LaunchRequest request{name,   file, line, reinterpret_cast<const void *>(kernel), grid, block,
-                          shared, {},   sizeof(Closure<K...>), &Closure<K...>::invoke, {}};
+    LaunchRequest request{name,
+                          file,
+                          line,
+                          reinterpret_cast<const void *>(kernel),
+                          grid,
+                          block,
+                          shared,
+                          {},
+                          sizeof(Closure<K...>),
+                          &Closure<K...>::invoke,
+                          {}};
     std::apply([&](const auto &...a) { (note_pointer(request.pointers, a), ...); }, closure->arguments);
     request.arguments = std::move(closure);
     submit(std::move(request), stream);

@@ -70,15 +70,19 @@ template <class T> T __shfl_sync(unsigned mask, T value, int source, int width =
 }
 template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_SITE) {
     int lane = simt_lane_id(), first = simt::segment(lane, width, SIMT_PLACE), source = lane - (int)delta;
-    return simt::from_bits<T>(simt_shuffle(mask, simt::to_bits(value), source < first ? lane : source, SIMT_PLACE));
+    return simt::from_bits<T>(
+        simt_shuffle(mask, simt::to_bits(value), source < first ? lane : source, SIMT_PLACE));
 }
 template <class T> T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_SITE) {
-    int lane = simt_lane_id(), end = simt::segment(lane, width, SIMT_PLACE) + width, source = lane + (int)delta;
-    return simt::from_bits<T>(simt_shuffle(mask, simt::to_bits(value), source >= end ? lane : source, SIMT_PLACE));
+    int lane = simt_lane_id(), end = simt::segment(lane, width, SIMT_PLACE) + width,
+        source = lane + (int)delta;
+    return simt::from_bits<T>(
+        simt_shuffle(mask, simt::to_bits(value), source >= end ? lane : source, SIMT_PLACE));
 }
 template <class T> T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, SIMT_SITE) {
     int lane = simt_lane_id(), end = simt::segment(lane, width, SIMT_PLACE) + width, source = lane ^ lanes;
-    return simt::from_bits<T>(simt_shuffle(mask, simt::to_bits(value), source >= end ? lane : source, SIMT_PLACE));
+    return simt::from_bits<T>(
+        simt_shuffle(mask, simt::to_bits(value), source >= end ? lane : source, SIMT_PLACE));
 }
 
 static inline int __reduce_add_sync(unsigned mask, int v, SIMT_SITE) {

@@ -2,10 +2,22 @@
 #ifndef SIMT_VECTOR_TYPES_H
 #define SIMT_VECTOR_TYPES_H
 
-#define SIMT_VECTOR1(T, name) typedef struct name { T x; } name
-#define SIMT_VECTOR2(T, name, a) typedef struct __attribute__((aligned(a))) name { T x, y; } name
-#define SIMT_VECTOR3(T, name) typedef struct name { T x, y, z; } name
-#define SIMT_VECTOR4(T, name, a) typedef struct __attribute__((aligned(a))) name { T x, y, z, w; } name
+#define SIMT_VECTOR1(T, name)                                                                                \
+    typedef struct name {                                                                                    \
+        T x;                                                                                                 \
+    } name
+#define SIMT_VECTOR2(T, name, a)                                                                             \
+    typedef struct __attribute__((aligned(a))) name {                                                        \
+        T x, y;                                                                                              \
+    } name
+#define SIMT_VECTOR3(T, name)                                                                                \
+    typedef struct name {                                                                                    \
+        T x, y, z;                                                                                           \
+    } name
+#define SIMT_VECTOR4(T, name, a)                                                                             \
+    typedef struct __attribute__((aligned(a))) name {                                                        \
+        T x, y, z, w;                                                                                        \
+    } name
 
 SIMT_VECTOR2(signed char, char2, 2);
 SIMT_VECTOR2(unsigned char, uchar2, 2);
@@ -39,7 +51,9 @@ typedef struct dim3 {
 #ifdef __cplusplus
     constexpr dim3(unsigned int a = 1, unsigned int b = 1, unsigned int c = 1) : x(a), y(b), z(c) {}
     constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
-    constexpr operator uint3() const { return uint3{x, y, z}; }
+    constexpr operator uint3() const {
+        return uint3{x, y, z};
+    }
 #endif
 } dim3;
 

@@ -8,7 +8,7 @@
 #include "machine.h"
 
 __thread simt_lane *simt_self;
-__thread simt_place simt_here;
+__thread simt_place simt_here = {uint3{0, 0, 0}, dim3(1, 1, 1), dim3(1, 1, 1)};
 
 namespace simt {
 

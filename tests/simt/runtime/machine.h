@@ -75,7 +75,7 @@ struct Lane : simt_lane {
 struct Warp {
     Rendezvous ring[kRendezvous];
     unsigned head, tail, live, blocked; /* blocked: lanes that wait for room in the ring */
-    unsigned sync_epoch;                                /* full __syncwarp()s, for the race check */
+    unsigned sync_epoch;                /* full __syncwarp()s, for the race check */
 };
 
 /* One kernel launch, as the workers see it. */
@@ -163,9 +163,8 @@ void shared_poison();
 size_t static_shared_of(const void *function);
 
 /* report.cpp */
-enum class Where { Host, Device };
-/* Prints one line about a fault and ends the process with SIMT_FAULT_EXIT. `pc`: return address into the faulty
- * code, or null when `site` is known. */
+/* Prints one line about a fault and ends the process with SIMT_FAULT_EXIT. `pc`: return address into the
+ * faulty code, or null when `site` is known. */
 [[noreturn]] void report(const char *what, Site site, const void *pc, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 void describe_address(uintptr_t address, char *text, size_t size);
@@ -186,28 +185,17 @@ void count_barrier(Worker &w);
 void count_block(Worker &w);
 void count_launch(const Launch &launch);
 void count_flops(const Launch &launch, uint64_t flops);
-uint32_t shadow_block_serials(uint64_t blocks, const char *name);
 #else
-inline void check_load(const void *, size_t, Site, const void *) {
-}
-inline void check_store(const void *, size_t, Site, const void *) {
-}
-inline void check_atomic(const void *, size_t, const void *) {
-}
-inline void check_fence() {
-}
-inline void check_forget(const void *, size_t) {
-}
-inline void count_tile(const void *, int, size_t, size_t, bool, bool) {
-}
-inline void count_barrier(Worker &) {
-}
-inline void count_block(Worker &) {
-}
-inline void count_launch(const Launch &) {
-}
-inline void count_flops(const Launch &, uint64_t) {
-}
+inline void check_load(const void *, size_t, Site, const void *) {}
+inline void check_store(const void *, size_t, Site, const void *) {}
+inline void check_atomic(const void *, size_t, const void *) {}
+inline void check_fence() {}
+inline void check_forget(const void *, size_t) {}
+inline void count_tile(const void *, int, size_t, size_t, bool, bool) {}
+inline void count_barrier(Worker &) {}
+inline void count_block(Worker &) {}
+inline void count_launch(const Launch &) {}
+inline void count_flops(const Launch &, uint64_t) {}
 #endif
 
 } // namespace simt

@@ -1,7 +1,7 @@
-/* Device memory and pinned host memory. Device memory lies in one range of addresses that are never used twice; each
- * allocation has pages of its own with unmapped pages around it, ends at a 256-byte boundary before the page behind
- * it, and has marked bytes in the rest of its pages. Host code cannot touch it: it is readable only while the machine
- * executes stream operations. */
+/* Device memory and pinned host memory. Device memory lies in one range of addresses that are never used
+ * twice; each allocation has pages of its own with unmapped pages around it, ends at a 256-byte boundary
+ * before the page behind it, and has marked bytes in the rest of its pages. Host code cannot touch it: it is
+ * readable only while the machine executes stream operations. */
 #ifndef SIMT_MEMORY_H
 #define SIMT_MEMORY_H
 
@@ -35,7 +35,8 @@ void *pinned_allocate(size_t bytes);
 bool pinned_free(void *pointer);
 bool pinned_register(void *pointer, size_t bytes, bool add);
 bool is_pinned(const void *pointer, size_t bytes);
-/* A copy that will read or write this host memory is under way; until it ends host code may not write, or touch it. */
+/* A copy that will read or write this host memory is under way; until it ends host code may not write, or
+ * touch it. */
 void pending_begin(const void *memory, size_t bytes, bool write);
 void pending_end(const void *memory, size_t bytes, bool write);
 /* What a fault at this address on pinned memory means. */

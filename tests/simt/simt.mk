@@ -1,0 +1,45 @@
+# The SIMT machine (README.md): two builds of its runtime, rules for what runs on it, and its own test.
+#
+#   $(BUILD)/simt/plain/ and $(BUILD)/simt/check/ hold the plain and the instrumented build. For both:
+#     DIR/kernels/x.o         from kernels/x.cu, as C++17 against tests/simt/include
+#     DIR/src/backend/x.o     from src/backend/x.c, as C11 against the same headers
+#     DIR/libsimt.a           the machine; link it with $(SIMT_LIBS), as C++
+SIMT_DIR := tests/simt
+SIMT_ARCH ?= -mavx2 -mfma
+SIMT_INCLUDE := -I$(SIMT_DIR)/include -Iinclude -Isrc -I.
+SIMT_LIBS := -lboost_context -lopenblas -ldl -lpthread -lm
+SIMT_CXX := g++ -std=gnu++17 -g -O2 $(SIMT_ARCH) -fno-strict-aliasing -Wall -Wextra -Werror -fopenmp-simd
+SIMT_SRC := $(sort $(wildcard $(SIMT_DIR)/runtime/*.cpp))
+SIMT_PLAIN_SRC := $(filter-out %/shadow.cpp %/hooks.cpp,$(SIMT_SRC))
+# What the hooks see must be what the source says: aggregates are not split into words.
+SIMT_CHECK_FLAGS := -O1 -fno-tree-sra -fno-inline-small-functions -fsanitize=thread --param tsan-instrument-func-entry-exit=0
+SIMT_C := $(CC) -std=c11 -g -O2 -D_GNU_SOURCE -DTN_VERSION='"$(VERSION)"' -DTN_HAVE_CUDA -fopenmp -ffp-contract=off -Wall -Wextra
+
+define SIMT_BUILD
+$(BUILD)/simt/$(1)/libsimt.a: $(patsubst $(SIMT_DIR)/runtime/%.cpp,$(BUILD)/simt/$(1)/runtime/%.o,$(2))
+	@rm -f $$@
+	ar rcs $$@ $$^
+$(BUILD)/simt/$(1)/runtime/%.o: $(SIMT_DIR)/runtime/%.cpp
+	@mkdir -p $$(@D)
+	$(SIMT_CXX) $(3) $(SIMT_INCLUDE) -MMD -MP -c -o $$@ $$<
+$(BUILD)/simt/$(1)/%.o: %.cu
+	@mkdir -p $$(@D)
+	$(SIMT_CXX) $(4) $(SIMT_INCLUDE) -MMD -MP -x c++ -c -o $$@ $$<
+	$(if $(4),objcopy --redefine-sym memcpy=simt_memcpy --redefine-sym memset=simt_memset --redefine-sym memmove=simt_memmove $$@)
+$(BUILD)/simt/$(1)/%.o: %.c
+	@mkdir -p $$(@D)
+	$(SIMT_C) $(SIMT_INCLUDE) -MMD -MP -c -o $$@ $$<
+$(BUILD)/simt/$(1)/selftest-%: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/%.o $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/philox_reference.o \
+  $(BUILD)/simt/$(1)/libsimt.a
+	g++ -g -o $$@ $$^ $(SIMT_LIBS)
+endef
+$(eval $(call SIMT_BUILD,plain,$(SIMT_PLAIN_SRC),-DSIMT_INSTRUMENTED=0,))
+$(eval $(call SIMT_BUILD,check,$(SIMT_SRC),-DSIMT_INSTRUMENTED=1,$(SIMT_CHECK_FLAGS)))
+
+SIMT_SELFTEST := $(foreach b,plain check,$(foreach t,correct planted,$(BUILD)/simt/$(b)/selftest-$(t)))
+
+simt-selftest: $(SIMT_SELFTEST) ## the SIMT machine's own test, in both builds
+	@$(SIMT_DIR)/selftest/run.py $(BUILD)/simt
+
+.PRECIOUS: $(BUILD)/simt/plain/%.o $(BUILD)/simt/check/%.o
+.PHONY: simt-selftest
