@@ -17,7 +17,7 @@ OPT ?= -O3
 CPPFLAGS := -Iinclude -Isrc -I. -D_GNU_SOURCE -DTN_VERSION='"$(VERSION)"'
 CFLAGS := -std=c11 $(OPT) -g -fPIC -fopenmp -ffp-contract=off $(WARN) $(SANITIZE)
 LDFLAGS := -fopenmp $(SANITIZE)
-LDLIBS := -ldnnl -lopenblas -ljansson -lxxhash -lz -lpthread -lm
+LDLIBS := -ldnnl -ljansson -lxxhash -lz -lpthread -lm
 
 LIB_SRC := $(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/backend/*.c src/backend/*/*.c \
                              src/engine/*.c src/train/*.c src/theory/*.c))

@@ -17,7 +17,7 @@
 #include "base/text.h"
 #include "model/graph.h"
 
-#define DEPTH_MAX 100000
+#define DEPTH_MAX 20000
 #define WIDTH_MAX 65536
 
 bool tn_fcresnet_is(const char *model_name) {

@@ -397,7 +397,7 @@ static tn_status run(tn_lab *lab, const tn_options *options) {
 
 const tn_experiment tn_experiment_bn = {
     .name = "bn",
-    .summary = "norms of block outputs with batch normalisation, with and without tau (Claim 1, Figure 3)",
+    .summary = "Norms of block outputs with batch normalisation, with and without tau (Claim 1, Figure 3)",
     .about =
         "The norm of the output of every residual block of CIFAR ResNets with batch normalisation, over one "
         "batch and relative to the first block, without tau and with tau = 1/sqrt(L). A stage change with "

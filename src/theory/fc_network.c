@@ -119,8 +119,8 @@ double tn_fc_cross_entropy(tn_fc_pass *pass, const int *labels) {
         double *r = pass->residual + i * d, largest = y[0], total = 0;
         for (size_t k = 1; k < d; k++) largest = fmax(largest, y[k]);
         for (size_t k = 0; k < d; k++) total += r[k] = exp(y[k] - largest);
-        for (size_t k = 0; k < d; k++) r[k] /= total;
-        sum += pass->losses[i] = log(total) + largest - y[labels[i]];
+        for (size_t k = 0; k < d; k++) r[k] /= total; /* at least 1, the share of the largest */
+        sum += pass->losses[i] = log(fmax(total, 1)) + largest - y[labels[i]];
         r[labels[i]] -= 1;
     }
     return sum;

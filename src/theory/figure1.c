@@ -298,7 +298,7 @@ static tn_status run(tn_lab *lab, const tn_options *options) {
 
 const tn_experiment tn_experiment_fig1 = {
     .name = "fig1",
-    .summary = "training curves against depth for four scalings (Figure 1)",
+    .summary = "Training curves against depth for four scalings (Figure 1)",
     .about =
         "Fully connected networks h_0 = ReLU(A x), h_l = ReLU(h_{l-1} + tau W_l h_{l-1}), h_L = ReLU(W_L "
         "h_{L-1}), y = B h_L are trained from the same seed on the same batches, for several depths L and "

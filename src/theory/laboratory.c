@@ -12,12 +12,12 @@
 
 tn_status tn_lab_create(const tn_experiment *experiment, const tn_options *options,
                         const tn_theory_hooks *hooks, tn_lab **out) {
+    TN_TRY(tn_blas_open());
     TN_TRY(tn_alloc(out, 1, sizeof **out, "the laboratory"));
     (*out)->experiment = experiment;
     (*out)->options = options;
     (*out)->hooks = hooks;
     TN_ASSERT(pthread_mutex_init(&(*out)->progress, NULL) == 0);
-    tn_blas_use_one_thread();
     return TN_OK;
 }
 

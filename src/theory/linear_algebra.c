@@ -1,42 +1,89 @@
 #include "theory/linear_algebra.h"
 
-#include <cblas.h>
+#include <dlfcn.h>
 #include <math.h>
+#include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/memory.h"
 
-/* LAPACK's Fortran interface. */
-void dsyev_(const char *jobz, const char *uplo, const int *n, double *a, const int *lda, double *w,
-            double *work, const int *lwork, int *info, size_t jobz_length, size_t uplo_length);
-void dgesdd_(const char *jobz, const int *m, const int *n, double *a, const int *lda, double *s, double *u,
-             const int *ldu, double *vt, const int *ldvt, double *work, const int *lwork, int *iwork,
-             int *info, size_t jobz_length);
+/* OpenBLAS is loaded when an experiment needs it and never before: it starts threads of its own, which
+ * training must not pay for and which, short of memory, keep a process from ending. */
+#define LIBRARY "libopenblas.so.0"
+
+enum { ROW_MAJOR = 101, NO_TRANSPOSE = 111, TRANSPOSE = 112 }; /* of CBLAS */
+
+/* CBLAS, and LAPACK's Fortran interface (lengths of the character arguments last). */
+static struct {
+    void (*dgemm)(int order, int op_a, int op_b, int m, int n, int k, double alpha, const double *a, int lda,
+                  const double *b, int ldb, double beta, double *c, int ldc);
+    void (*dgemv)(int order, int op, int m, int n, double alpha, const double *a, int lda, const double *x,
+                  int incx, double beta, double *y, int incy);
+    double (*ddot)(int n, const double *x, int incx, const double *y, int incy);
+    double (*dnrm2)(int n, const double *x, int incx);
+    void (*daxpy)(int n, double alpha, const double *x, int incx, double *y, int incy);
+    void (*dsyev)(const char *jobz, const char *uplo, const int *n, double *a, const int *lda, double *w,
+                  double *work, const int *lwork, int *info, size_t jobz_length, size_t uplo_length);
+    void (*dgesdd)(const char *jobz, const int *m, const int *n, double *a, const int *lda, double *s,
+                   double *u, const int *ldu, double *vt, const int *ldvt, double *work, const int *lwork,
+                   int *iwork, int *info, size_t jobz_length);
+    void (*set_num_threads)(int count);
+} blas;
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static char load_error[256]; /* empty once everything is there */
+
+static void load(void) {
+    const struct {
+        const char *name;
+        void *slot;
+    } symbols[] = {{"cblas_dgemm", &blas.dgemm}, {"cblas_dgemv", &blas.dgemv},
+                   {"cblas_ddot", &blas.ddot},   {"cblas_dnrm2", &blas.dnrm2},
+                   {"cblas_daxpy", &blas.daxpy}, {"dsyev_", &blas.dsyev},
+                   {"dgesdd_", &blas.dgesdd},    {"openblas_set_num_threads", &blas.set_num_threads}};
+    void *library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
+    for (size_t i = 0; library && i < sizeof symbols / sizeof *symbols; i++) {
+        void *found = dlsym(library, symbols[i].name);
+        memcpy(symbols[i].slot, &found, sizeof found);
+        if (!found) library = NULL;
+    }
+    if (!library)
+        snprintf(load_error, sizeof load_error, "%s", dlerror());
+    else
+        blas.set_num_threads(1);
+}
+
+tn_status tn_blas_open(void) {
+    pthread_once(&once, load);
+    if (!load_error[0]) return TN_OK;
+    return tn_fail(TN_ERR_DEVICE, "theory needs OpenBLAS: %s; install libopenblas0", load_error);
+}
 
 #define BLOCK ((size_t)1 << 30) /* BLAS counts with int */
 
 void tn_gemm(tn_transpose op_a, tn_transpose op_b, int rows, int columns, int inner, double alpha,
              const double *a, const double *b, double beta, double *c) {
-    cblas_dgemm(CblasRowMajor, op_a == TN_PLAIN ? CblasNoTrans : CblasTrans,
-                op_b == TN_PLAIN ? CblasNoTrans : CblasTrans, rows, columns, inner, alpha, a,
-                op_a == TN_PLAIN ? inner : rows, b, op_b == TN_PLAIN ? columns : inner, beta, c, columns);
+    blas.dgemm(ROW_MAJOR, op_a == TN_PLAIN ? NO_TRANSPOSE : TRANSPOSE,
+               op_b == TN_PLAIN ? NO_TRANSPOSE : TRANSPOSE, rows, columns, inner, alpha, a,
+               op_a == TN_PLAIN ? inner : rows, b, op_b == TN_PLAIN ? columns : inner, beta, c, columns);
 }
 
 double tn_dot(size_t count, const double *x, const double *y) {
     double sum = 0;
-    for (; count > BLOCK; count -= BLOCK, x += BLOCK, y += BLOCK) sum += cblas_ddot((int)BLOCK, x, 1, y, 1);
-    return sum + cblas_ddot((int)count, x, 1, y, 1);
+    for (; count > BLOCK; count -= BLOCK, x += BLOCK, y += BLOCK) sum += blas.ddot((int)BLOCK, x, 1, y, 1);
+    return sum + blas.ddot((int)count, x, 1, y, 1);
 }
 
 double tn_norm(size_t count, const double *x) {
     double norm = 0;
-    for (; count > BLOCK; count -= BLOCK, x += BLOCK) norm = hypot(norm, cblas_dnrm2((int)BLOCK, x, 1));
-    return hypot(norm, cblas_dnrm2((int)count, x, 1));
+    for (; count > BLOCK; count -= BLOCK, x += BLOCK) norm = hypot(norm, blas.dnrm2((int)BLOCK, x, 1));
+    return hypot(norm, blas.dnrm2((int)count, x, 1));
 }
 
 void tn_axpy(size_t count, double alpha, const double *x, double *y) {
-    for (; count > BLOCK; count -= BLOCK, x += BLOCK, y += BLOCK) cblas_daxpy((int)BLOCK, alpha, x, 1, y, 1);
-    cblas_daxpy((int)count, alpha, x, 1, y, 1);
+    for (; count > BLOCK; count -= BLOCK, x += BLOCK, y += BLOCK) blas.daxpy((int)BLOCK, alpha, x, 1, y, 1);
+    blas.daxpy((int)count, alpha, x, 1, y, 1);
 }
 
 void tn_scale(size_t count, double alpha, double *x) {
@@ -60,7 +107,7 @@ tn_status tn_symmetric_eigenvalues(int n, const double *matrix, double *values) 
     TN_TRY(tn_alloc(&copy, elements + room, sizeof *copy, "eigenvalues"));
     int length = (int)room, info = 0;
     tn_status status = copy_finite(matrix, elements, copy);
-    if (status == TN_OK) dsyev_("N", "U", &n, copy, &n, values, copy + elements, &length, &info, 1, 1);
+    if (status == TN_OK) blas.dsyev("N", "U", &n, copy, &n, values, copy + elements, &length, &info, 1, 1);
     tn_free(copy);
     if (status == TN_OK && info)
         status = tn_fail(TN_ERR_DATA, "LAPACK found no eigenvalues of a %d x %d matrix (%d)", n, n, info);
@@ -79,8 +126,8 @@ tn_status tn_singular_values(int rows, int columns, const double *matrix, double
     double none = 0;
     /* Row-major is the transpose in Fortran's order: the singular values are the same. */
     if (status == TN_OK)
-        dgesdd_("N", &columns, &rows, copy, &columns, values, &none, &one, &none, &one, copy + elements,
-                &length, whole, &info, 1);
+        blas.dgesdd("N", &columns, &rows, copy, &columns, values, &none, &one, &none, &one, copy + elements,
+                    &length, whole, &info, 1);
     tn_free(copy);
     tn_free(whole);
     if (status == TN_OK && info)
@@ -98,11 +145,11 @@ double tn_spectral_norm(int rows, int columns, const double *matrix, double tole
         double length = tn_norm((size_t)columns, v);
         if (!(length > 0)) return length;
         tn_scale((size_t)columns, 1 / length, v);
-        cblas_dgemv(CblasRowMajor, CblasNoTrans, rows, columns, 1, matrix, columns, v, 1, 0, image, 1);
+        blas.dgemv(ROW_MAJOR, NO_TRANSPOSE, rows, columns, 1, matrix, columns, v, 1, 0, image, 1);
         double norm = tn_norm((size_t)rows, image);
         if (i > 4 && fabs(norm - before) <= tolerance * norm) return norm;
         before = norm;
-        cblas_dgemv(CblasRowMajor, CblasTrans, rows, columns, 1, matrix, columns, image, 1, 0, back, 1);
+        blas.dgemv(ROW_MAJOR, TRANSPOSE, rows, columns, 1, matrix, columns, image, 1, 0, back, 1);
         memcpy(v, back, (size_t)columns * sizeof *v);
     }
     return before;
@@ -116,8 +163,4 @@ void tn_fill_normal(tn_rng *rng, size_t count, double deviation, double *out) {
         out[i] = radius * cosine;
         if (i + 1 < count) out[i + 1] = radius * sine;
     }
-}
-
-void tn_blas_use_one_thread(void) {
-    openblas_set_num_threads(1);
 }

@@ -34,8 +34,9 @@ double tn_spectral_norm(int rows, int columns, const double *matrix, double tole
 /* Independent N(0, deviation^2), by Box and Muller's method. */
 void tn_fill_normal(tn_rng *rng, size_t count, double deviation, double *out);
 
-/* Keeps BLAS to the calling thread from now on, in the whole process: work is spread over threads of our own,
- * and results must not depend on their number. */
-void tn_blas_use_one_thread(void);
+/* Loads OpenBLAS and keeps it to the calling thread: work is spread over threads of our own, and results must
+ * not depend on their number. Every other function here needs it to have succeeded. TN_ERR_DEVICE when the
+ * library is not installed. */
+tn_status tn_blas_open(void);
 
 #endif

@@ -23,10 +23,10 @@ typedef struct study {
 
 /* All a <= b on a grid from 1 to L-1, for each sample; returns how many. */
 static int choose_products(int depth, int samples, tn_layer_product *out) {
-    int grid[GRID], n = 0, count = 0;
+    int grid[GRID] = {0}, n = 0, count = 0; /* layers count from 1 */
     for (int i = 0; i < GRID; i++) {
         int l = 1 + (int)lround(i * (depth - 2.0) / (GRID - 1));
-        if (n == 0 || l != grid[n - 1]) grid[n++] = l;
+        if (l != grid[n > 0 ? n - 1 : 0]) grid[n++] = l;
     }
     for (int i = 0; i < n; i++)
         for (int j = i; j < n; j++)

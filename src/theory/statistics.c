@@ -3,7 +3,7 @@
 #include <math.h>
 
 tn_summary tn_summarise(const double *values, int count) {
-    tn_summary s = {0, 0, NAN, NAN, 0, INFINITY};
+    tn_summary s = {0, NAN, NAN, NAN, 0, INFINITY};
     double sum = 0, squares = 0;
     for (int i = 0; i < count; i++) {
         if (!isfinite(values[i])) continue;

@@ -188,7 +188,7 @@ static tn_status print_layers(const tn_engine *e, const tn_model *m, tn_string *
 static tn_status print_text(const tn_options *o, const tn_engine *e, const tn_model *m, tn_string *text) {
     TN_TRY(tn_string_printf(text, "taunet %s\ndevice         %s\nthreads        %d of %d processors\n",
                             tn_version(), tn_engine_device(e), tn_engine_threads(e), tn_processor_count()));
-    TN_TRY(tn_string_printf(text, "libraries      zlib, jansson, xxhash; no CUDA in this build\n"));
+    TN_TRY(tn_string_printf(text, "libraries      OpenBLAS, zlib, jansson, xxhash; no CUDA in this build\n"));
     TN_TRY(tn_string_printf(text, "model          %s, variant %s, %s%s\n", o->model, o->variant,
                             o->tau[0] ? "tau = " : "tau as the variant has it", o->tau));
     TN_TRY(tn_string_printf(text, "input          %dx%dx%d, %d classes\n", o->input.channels, o->input.height,

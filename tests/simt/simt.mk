@@ -22,24 +22,36 @@ $(BUILD)/simt/$(1)/libsimt.a: $(patsubst $(SIMT_DIR)/runtime/%.cpp,$(BUILD)/simt
 $(BUILD)/simt/$(1)/runtime/%.o: $(SIMT_DIR)/runtime/%.cpp
 	@mkdir -p $$(@D)
 	$(SIMT_CXX) $(3) $(SIMT_INCLUDE) -MMD -MP -c -o $$@ $$<
-$(BUILD)/simt/$(1)/%.o: %.cu
-	@mkdir -p $$(@D)
-	$(SIMT_CXX) $(4) $(SIMT_INCLUDE) -MMD -MP -x c++ -c -o $$@ $$<
-	$(if $(4),objcopy --redefine-sym memcpy=simt_memcpy --redefine-sym memset=simt_memset --redefine-sym memmove=simt_memmove $$@)
 $(BUILD)/simt/$(1)/%.o: %.c
 	@mkdir -p $$(@D)
 	$(SIMT_C) $(SIMT_INCLUDE) -MMD -MP -c -o $$@ $$<
-$(BUILD)/simt/$(1)/selftest-%: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/%.o $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/philox_reference.o \
-  $(BUILD)/simt/$(1)/libsimt.a
-	g++ -g -o $$@ $$^ $(SIMT_LIBS)
+$(BUILD)/simt/$(1)/selftest-%: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/%.o $(BUILD)/simt/$(1)/libsimt.a
+	g++ -g -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(SIMT_LIBS)
+$(BUILD)/simt/$(1)/selftest-correct: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/philox_reference.o
+$(BUILD)/simt/$(1)/selftest-libraries: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/library_kernels.o
 endef
-$(eval $(call SIMT_BUILD,plain,$(SIMT_PLAIN_SRC),-DSIMT_INSTRUMENTED=0,))
-$(eval $(call SIMT_BUILD,check,$(SIMT_SRC),-DSIMT_INSTRUMENTED=1,$(SIMT_CHECK_FLAGS)))
+$(eval $(call SIMT_BUILD,plain,$(SIMT_PLAIN_SRC),-DSIMT_INSTRUMENTED=0))
+$(eval $(call SIMT_BUILD,check,$(SIMT_SRC),-DSIMT_INSTRUMENTED=1))
 
-SIMT_SELFTEST := $(foreach b,plain check,$(foreach t,correct planted,$(BUILD)/simt/$(b)/selftest-$(t)))
+$(BUILD)/simt/plain/%.o: %.cu
+	@mkdir -p $(@D)
+	$(SIMT_CXX) $(SIMT_INCLUDE) -MMD -MP -x c++ -c -o $@ $<
+# Between the compiler and the assembler, each static shared variable gets a red zone behind it; afterwards, what the
+# compiler left as calls is pointed at the machine.
+$(BUILD)/simt/check/%.o: %.cu $(SIMT_DIR)/redzone.awk
+	@mkdir -p $(@D)
+	$(SIMT_CXX) $(SIMT_CHECK_FLAGS) $(SIMT_INCLUDE) -MMD -MP -MT $@ -MF $(@:.o=.d) -x c++ -S -o $(@:.o=.raw.s) $<
+	awk -f $(SIMT_DIR)/redzone.awk $(@:.o=.raw.s) > $(@:.o=.s)
+	g++ -c -o $@ $(@:.o=.s)
+	objcopy $(foreach f,memcpy memset memmove,--redefine-sym $(f)=simt_$(f)) $@
+
+SIMT_SELFTEST := $(foreach b,plain check,$(foreach t,correct planted libraries,$(BUILD)/simt/$(b)/selftest-$(t)))
 
 simt-selftest: $(SIMT_SELFTEST) ## the SIMT machine's own test, in both builds
 	@$(SIMT_DIR)/selftest/run.py $(BUILD)/simt
 
+simt-clean:
+	rm -rf $(BUILD)/simt
+
 .PRECIOUS: $(BUILD)/simt/plain/%.o $(BUILD)/simt/check/%.o
-.PHONY: simt-selftest
+.PHONY: simt-selftest simt-clean

@@ -92,7 +92,7 @@ static void wrong_options(void **unused) {
         {{.model = "fcresnet", .zero_init_last_gamma = true}, "--zero-init-last-gamma"},
         {{.model = "fcresnet", .hidden = -1}, "--width"},
         {{.model = "fcresnet", .hidden = 65537}, "--width"},
-        {{.model = "fcresnet", .depth = 100001}, "--depth"},
+        {{.model = "fcresnet", .depth = 20001}, "--depth"},
         {{.model = "fcresnet", .classes = 65537}, "classes"},
         {{.model = "fcresnet", .loss = "hinge"}, "--loss"},
         {{.model = "resnet8", .loss = "hinge"}, "--loss"},

@@ -88,6 +88,29 @@ static void test_many_short_loops(void **state) {
     tn_pool_free(pool);
 }
 
+#define SHORT 3000000
+
+/* Iterations that are so short that the workers fight for the next index. */
+static tn_status only_count(void *context, int index, int worker) {
+    (void)worker;
+    atomic_fetch_add_explicit(&((atomic_uchar *)context)[index], 1, memory_order_relaxed);
+    return TN_OK;
+}
+
+static void test_short_iterations(void **state) {
+    (void)state;
+    static atomic_uchar runs[SHORT];
+    tn_pool *pool = make_pool(4);
+    for (int round = 1; round <= 5; round++) {
+        assert_int_equal(tn_pool_run(pool, SHORT, only_count, runs), TN_OK);
+        int wrong = 0;
+        for (int i = 0; i < SHORT; i++)
+            wrong += atomic_load_explicit(&runs[i], memory_order_relaxed) != round;
+        assert_int_equal(wrong, 0);
+    }
+    tn_pool_free(pool);
+}
+
 /* With as many slow iterations as threads, all run at once. */
 static tn_status meet(void *context, int index, int worker) {
     atomic_int *present = context;
@@ -225,6 +248,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_index_once),
         cmocka_unit_test(test_many_short_loops),
+        cmocka_unit_test(test_short_iterations),
         cmocka_unit_test(test_iterations_run_together),
         cmocka_unit_test(test_failure_is_carried_over),
         cmocka_unit_test(test_smallest_index_is_reported),

@@ -385,6 +385,7 @@ static void test_activation_constants(void **state) {
 }
 
 int main(void) {
+    if (tn_blas_open() != TN_OK) return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients_agree_with_differences),
         cmocka_unit_test(test_states_are_as_defined),

@@ -310,6 +310,7 @@ static void test_laboratory_runs_jobs_and_stops(void **state) {
 }
 
 int main(void) {
+    if (tn_blas_open() != TN_OK) return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_student_quantiles_are_those_of_tables, setup, teardown),
         cmocka_unit_test_setup_teardown(test_fit_of_exact_data_is_exact, setup, teardown),

@@ -12,6 +12,7 @@
 #include "taunet/run.h"
 #include "tests/unit/temp_folder.h"
 #include "theory/laboratory_parts.h"
+#include "theory/linear_algebra.h"
 
 #define DATA "synthetic:1x8x8:4:300"
 
@@ -266,6 +267,7 @@ static void other_networks_and_files_are_refused(void **unused) {
 }
 
 int main(void) {
+    if (tn_blas_open() != TN_OK) return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_scalings_behave_as_in_the_figure),
         cmocka_unit_test(a_stopped_grid_goes_on),

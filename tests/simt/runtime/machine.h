@@ -155,6 +155,7 @@ void finish_copies(Lane &me);
 struct SharedSymbol {
     const char *name;
     size_t offset, size;
+    bool guard; /* the compiler's, not shared memory */
 };
 void shared_symbols_load();
 const SharedSymbol *shared_symbol_at(size_t offset);

@@ -52,6 +52,8 @@ void describe_thread(const Worker &w, int linear, char *text, size_t size) {
 
 void describe_address(uintptr_t address, char *text, size_t size) {
     const Allocation *a = allocation_at(address);
+    if (!a) a = allocation_at(address - 4096); /* the pages around an allocation say which one it was */
+    if (!a) a = allocation_at(address + 4096);
     if (a && address >= a->base + a->size)
         snprintf(text, size, "0x%zx, %zu bytes behind the end of %sdevice allocation %u of %zu bytes", (size_t)address,
                  (size_t)(address - a->base - a->size), a->freed ? "freed " : "", a->number, a->size);
@@ -122,6 +124,11 @@ static void on_fault(int number, siginfo_t *info, void *raw) {
         pending_step(address, true);
         context->uc_mcontext.gregs[REG_EFL] |= 0x100;
         return;
+    }
+    if (number == SIGSEGV && info->si_code == SI_KERNEL && simt_self) {
+        char who[96];
+        describe_thread(*worker, self()->linear, who, sizeof who);
+        report("MISALIGNED", Site{}, pc, "%s uses an address that is not aligned for its vector type, or no address", who);
     }
     device_fault(address, write, pc);
     signal(number, SIG_DFL); /* somebody else's fault: let it happen again */

@@ -307,6 +307,7 @@ static void atomic_order(uint64_t me, uintptr_t address) {
     if (self()->fenced) list.push_back(Release{serial_of(me), thread_of(me), epoch_of(me)});
 }
 
+/* The cells of shared memory; null for other memory. */
 static Cell *shared_cells(Touch &a, uintptr_t *offset) {
     Worker &w = *worker;
     uintptr_t in_dynamic = a.address - (uintptr_t)w.dynamic;
@@ -330,6 +331,12 @@ static Cell *shared_cells(Touch &a, uintptr_t *offset) {
     return nullptr;
 }
 
+static bool is_guard(uintptr_t in_static) {
+    if (in_static >= static_bytes) return false;
+    const SharedSymbol *symbol = shared_symbol_at(in_static);
+    return symbol && symbol->guard;
+}
+
 void shadow_access(uintptr_t address, size_t bytes, Access kind, bool aligned, Site site, const void *pc) {
     Lane *lane = self();
     if (!lane || !current) return;
@@ -337,6 +344,7 @@ void shadow_access(uintptr_t address, size_t bytes, Access kind, bool aligned, S
     if (address - (uintptr_t)w.current->stack < w.current->size || address - (uintptr_t)&w < sizeof w) return;
     uintptr_t in_static = address - static_base;
     if (in_static - self_offset < sizeof simt_self || in_static - here_offset < sizeof simt_here) return;
+    if (is_guard(in_static)) return;
     Touch a{address, bytes, kind, false, site, pc};
     Cell *cells = global_cells;
     uintptr_t offset = address - arena_base;

@@ -34,9 +34,11 @@ static void read_table(const char *file) {
             int type = ELF64_ST_TYPE(symbol.st_info);
             if (type == STT_FUNC) functions[symbol.st_value] = name;
             /* _ZZ: local to a C++ function; the machine's own are in namespace simt. */
-            if (type == STT_TLS && strncmp(name, "_ZZ", 3) == 0 && strncmp(name, "_ZZN4simt", 9) != 0 &&
+            /* Arrays of classes get a guard variable (_ZGVZ) although nothing is to be constructed. */
+            bool guard = strncmp(name, "_ZGVZ", 5) == 0;
+            if (type == STT_TLS && (guard || strncmp(name, "_ZZ", 3) == 0) && strncmp(name, "_ZZN4simt", 9) != 0 &&
                 symbol.st_shndx != SHN_UNDEF)
-                symbols.push_back(SharedSymbol{name, symbol.st_value, symbol.st_size});
+                symbols.push_back(SharedSymbol{name, symbol.st_value, symbol.st_size, guard});
         }
     }
     std::sort(symbols.begin(), symbols.end(), [](auto &a, auto &b) { return a.offset < b.offset; });
@@ -87,7 +89,8 @@ const SharedSymbol *shared_symbol_at(size_t offset) {
 void shared_poison() {
     size_t size;
     char *base = shared_base(&size);
-    for (const SharedSymbol &s : symbols) memset(base + s.offset, 0xff, s.size);
+    for (const SharedSymbol &s : symbols)
+        if (!s.guard) memset(base + s.offset, 0xff, s.size);
 }
 
 /* Shared variables of the kernel itself; those of functions that it calls are not known to be its. */

@@ -399,8 +399,8 @@ int main() {
     test_stencil();
     test_wmma<16, 16, 16, __nv_bfloat16, __nv_bfloat16, wmma::row_major>();
     test_wmma<16, 16, 16, __nv_bfloat16, __nv_bfloat16, wmma::col_major>();
-    test_wmma<32, 8, 16, __nv_bfloat16, __nv_bfloat16, wmma::row_major>();
-    test_wmma<8, 32, 16, __nv_bfloat16, __nv_bfloat16, wmma::col_major>();
+    test_wmma<32, 8, 16, __nv_bfloat16, __nv_bfloat16, wmma::col_major>();
+    test_wmma<8, 32, 16, __nv_bfloat16, __nv_bfloat16, wmma::row_major>();
     test_wmma<16, 16, 8, wmma::precision::tf32, float, wmma::row_major>();
     test_wmma<16, 16, 8, wmma::precision::tf32, float, wmma::col_major>();
     test_streams();
