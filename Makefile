@@ -32,11 +32,11 @@ C_FILES = $(shell git ls-files '*.c' '*.h')
 
 all: have-build $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so $(BUILD)/taunet ## build the library and the program
 
-demo: need-build need-demo ## train a tau-ResNet-20 on Fashion-MNIST for two epochs
+demo: need-build+demo ## train a tau-ResNet-20 on Fashion-MNIST for two epochs
 	@$(MAKE) --no-print-directory all
 	$(BUILD)/taunet train --config bench/demo.toml --out $(DEMO_OUT) --overwrite
 
-test: need-build need-test ## build and run all tests
+test: need-build+test ## build and run all tests
 	@$(MAKE) --no-print-directory all tests
 	@$(PYTHON) tests/run.py $(BUILD) $(TESTS)
 
@@ -49,20 +49,20 @@ bench-peers: need-peers ## compare throughput with PyTorch on this machine
 	@$(MAKE) --no-print-directory all
 	$(PYTHON) bench/peers/compare.py $(PEERS)
 
-test-interop: need-build need-interop ## exchange files with the Python package safetensors (uses PyPI)
+test-interop: need-build+interop ## exchange files with the Python package safetensors (uses PyPI)
 	@$(MAKE) --no-print-directory all $(BUILD)/interop/safetensors_copy
 	tests/interop/run.sh $(BUILD)/interop/safetensors_copy $(BUILD)/taunet
 
-asan: need-build need-test ## run all tests under the address and undefined-behaviour sanitizers
+asan: need-build+test ## run all tests under the address and undefined-behaviour sanitizers
 	@$(MAKE) --no-print-directory BUILD=build-asan OPT=-O1 \
 	  SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer' test
 
-tsan: need-build need-test ## run the tests of what is threaded under the thread sanitizer
+tsan: need-build+test ## run the tests of what is threaded under the thread sanitizer
 	@$(MAKE) --no-print-directory BUILD=build-tsan OPT=-O1 SANITIZE=-fsanitize=thread \
 	  $(addprefix build-tsan/unit/,test_pool test_gradient_tree test_loader test_cpu_engine)
 	@for t in test_pool test_gradient_tree test_loader test_cpu_engine; do build-tsan/unit/$$t || exit 1; done
 
-fuzz: need-build need-fuzz ## fuzz every parser for FUZZ_SECONDS each
+fuzz: need-build+fuzz ## fuzz every parser for FUZZ_SECONDS each
 	@for source in $(FUZZ_SRC); do \
 	  name=$$(basename $$source .c); name=$${name#fuzz_}; mkdir -p build-fuzz/$$name; \
 	  clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $(CPPFLAGS) -o build-fuzz/fuzz_$$name \
@@ -98,9 +98,9 @@ clean: ## remove all build folders
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-# need-SET installs what is missing, have-SET only says so.
+# need-SET+SET installs what is missing, all at once as package managers take no company; have-SET only says so.
 need-%:
-	@tools/deps check $* 2>/dev/null || tools/deps install $*
+	@tools/deps check $(subst +, ,$*) 2>/dev/null || tools/deps install $(subst +, ,$*)
 have-%:
 	@tools/deps check $*
 
