@@ -21,7 +21,7 @@ static void on_signal(int number) {
 
 /* One line, whatever the names of files in it. */
 static void print_error(const char *message) {
-    char line[4096];
+    char line[4096] = "";
     size_t length = strlen(message) < sizeof line ? strlen(message) : sizeof line - 1;
     for (size_t i = 0; i < length; i++) line[i] = iscntrl((unsigned char)message[i]) ? '?' : message[i];
     fprintf(stderr, "taunet: %.*s\n", (int)length, line);
