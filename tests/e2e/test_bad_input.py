@@ -403,7 +403,7 @@ class BadPlaces(Case):
 class TooLittleMemory(Case):
     def limited(self, megabytes, *args):
         limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
-        return harness.taunet(*args, preexec_fn=limit)
+        return harness.taunet(*args, preexec_fn=limit, timeout=30)
 
     def test_any_limit(self):
         """One line, whichever allocation is the one too many; or the run succeeds."""
