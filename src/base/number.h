@@ -18,7 +18,7 @@ double tn_number_value(const char *text);
  * double. */
 bool tn_number_parse(const char *text, double *out);
 
-#define TN_NUMBER_MAX 32
+#define TN_NUMBER_MAX 40
 
 /* Prints a finite number with as few digits as read back to the same double (or the same float). */
 void tn_number_print(double value, char out[TN_NUMBER_MAX]);

@@ -141,7 +141,8 @@ static void check_backward(const norm_data *d, const uint32_t *mask) {
     check_tensor("ds", &scale, &ds);
     OK(tn_launch_norm_backward(t->pixels, t->channels, t->x_store, d->x.device, d->vectors, slopes,
                                t->y_store, got_dz.device, got.device, 0));
-    check_tensor("dx", &got, dx);
+    tensor_read(&got); /* from dz as it was stored */
+    check_values("dx", got.host, dx, d->count, t->x_store == B || t->y_store == B ? 2e-2 : 1e-4);
     check_flag("reduce", d->flag, 0);
 }
 

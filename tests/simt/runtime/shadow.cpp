@@ -280,11 +280,22 @@ static uint64_t my_tag() {
            (uint64_t)(w.epoch & 4095) << kEpochAt | (uint64_t)(w.warps[me.warp].sync_epoch & 255) << kSyncAt;
 }
 
+/* Allocations that were used last: kernels stay with a few. */
+struct Span {
+    uintptr_t base;
+    size_t size;
+};
+static Span recent[4];
+static unsigned recent_next;
+
 static void check_bounds(const Touch &a) {
+    for (const Span &s : recent)
+        if (a.address - s.base < s.size && a.bytes <= s.size - (a.address - s.base)) return;
     const Allocation *found = allocation_at(a.address);
     if (found && found->freed) complain("USE AFTER FREE", a, "");
     if (!found || a.address < found->base || a.address + a.bytes > found->base + found->size)
         complain("OUT OF BOUNDS", a, "");
+    recent[recent_next++ % 4] = Span{found->base, found->size};
 }
 
 /* What is neither device nor shared memory: the thread's own, or a mistake. */
@@ -307,7 +318,7 @@ static void atomic_order(uint64_t me, uintptr_t address) {
     if (self()->fenced) list.push_back(Release{serial_of(me), thread_of(me), epoch_of(me)});
 }
 
-/* The cells of shared memory; null for other memory. */
+/* The cells of shared memory; null for other memory, and (then a.shared is set) for a guard variable. */
 static Cell *shared_cells(Touch &a, uintptr_t *offset) {
     Worker &w = *worker;
     uintptr_t in_dynamic = a.address - (uintptr_t)w.dynamic;
@@ -319,7 +330,13 @@ static Cell *shared_cells(Touch &a, uintptr_t *offset) {
     }
     uintptr_t in_static = a.address - static_base;
     if (in_static < static_bytes) {
-        const SharedSymbol *symbol = shared_symbol_at(in_static);
+        static const SharedSymbol *last;
+        const SharedSymbol *symbol = last;
+        if (!symbol || in_static - symbol->offset >= symbol->size) symbol = last = shared_symbol_at(in_static);
+        if (symbol && symbol->guard) {
+            *offset = 0;
+            return nullptr;
+        }
         if (!symbol) complain("OUT OF BOUNDS", a, ", behind or before a shared variable");
         if (in_static + a.bytes > symbol->offset + symbol->size) complain("OUT OF BOUNDS", a, "");
         *offset = in_static;
@@ -331,26 +348,26 @@ static Cell *shared_cells(Touch &a, uintptr_t *offset) {
     return nullptr;
 }
 
-static bool is_guard(uintptr_t in_static) {
-    if (in_static >= static_bytes) return false;
-    const SharedSymbol *symbol = shared_symbol_at(in_static);
-    return symbol && symbol->guard;
+/* The thread's own stack and variables, and what the machine itself keeps in reach of inlined code. */
+static bool is_private(Worker &w, uintptr_t address) {
+    if (address - (uintptr_t)w.current->stack < w.current->size || address - (uintptr_t)&w < sizeof w) return true;
+    uintptr_t in_static = address - static_base;
+    return in_static - self_offset < sizeof simt_self || in_static - here_offset < sizeof simt_here;
 }
 
 void shadow_access(uintptr_t address, size_t bytes, Access kind, bool aligned, Site site, const void *pc) {
     Lane *lane = self();
     if (!lane || !current) return;
     Worker &w = *worker;
-    if (address - (uintptr_t)w.current->stack < w.current->size || address - (uintptr_t)&w < sizeof w) return;
-    uintptr_t in_static = address - static_base;
-    if (in_static - self_offset < sizeof simt_self || in_static - here_offset < sizeof simt_here) return;
-    if (is_guard(in_static)) return;
+    uintptr_t offset = address - arena_base;
+    bool global = offset < kArenaBytes;
+    if (!global && is_private(w, address)) return;
     Touch a{address, bytes, kind, false, site, pc};
     Cell *cells = global_cells;
-    uintptr_t offset = address - arena_base;
-    if (offset < kArenaBytes) {
+    if (global) {
         check_bounds(a);
     } else if (!(cells = shared_cells(a, &offset))) {
+        if (a.shared) return;
         other_memory(a);
         return;
     }
@@ -397,16 +414,17 @@ void shadow_copy(void *dst, const void *src, size_t bytes) {
 }
 
 void shadow_release(uintptr_t begin, size_t bytes) {
+    for (Span &s : recent) s = Span{0, 0};
     if (!global_cells) return;
     madvise(global_cells + (begin - arena_base) / 2, bytes / 2 * sizeof(Cell), MADV_DONTNEED);
 }
 
 void check_load(const void *address, size_t bytes, Site site, const void *pc) {
-    shadow_access((uintptr_t)address, bytes, Access::Load, true, site, pc);
+    shadow_access((uintptr_t)address, bytes, Access::Load, false, site, pc);
 }
 
 void check_store(const void *address, size_t bytes, Site site, const void *pc) {
-    shadow_access((uintptr_t)address, bytes, Access::Store, true, site, pc);
+    shadow_access((uintptr_t)address, bytes, Access::Store, false, site, pc);
 }
 
 void check_atomic(const void *address, size_t bytes, const void *pc) {

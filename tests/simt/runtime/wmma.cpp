@@ -28,7 +28,8 @@ static void check_tile(const simt_tile &tile, const void *memory, unsigned ld, c
 }
 
 static size_t offset_of(const simt_tile &tile, int element, unsigned ld) {
-    int row = element / tile.columns, column = element % tile.columns;
+    int shift = __builtin_ctz((unsigned)tile.columns); /* extents are powers of two */
+    int row = element >> shift, column = element & (tile.columns - 1);
     size_t index = tile.row_major ? (size_t)row * ld + (size_t)column : (size_t)column * ld + (size_t)row;
     return index * (size_t)tile.element;
 }
@@ -39,49 +40,59 @@ static void count(const simt_tile &tile, const void *memory, unsigned ld, bool s
     count_tile(memory, rows, (size_t)(length * tile.element), (size_t)ld * (size_t)tile.element, store, true);
 }
 
-/* The whole tile of a fragment kind, from the registers of all lanes. */
-static void gather(Rendezvous &r, bool second, int elements, int bytes, float *out) {
-    int per_lane = elements / kWarp;
+/* The whole tile of a fragment kind, from the registers of all lanes. Tensor cores read the upper 19 bits of a float. */
+template <int elements, int bytes> static void gather(const Rendezvous &r, bool second, float *out) {
+    constexpr int per_lane = elements / kWarp;
     for (int lane = 0; lane < kWarp; lane++) {
         const simt_product *p = reinterpret_cast<const simt_product *>(r.value[lane]);
-        const void *x = second ? p->b : p->a;
+        const char *x = static_cast<const char *>(second ? p->b : p->a);
         float *to = out + first_element(lane, per_lane);
-        for (int e = 0; e < per_lane; e++) {
-            uint32_t bits;
-            if (bytes == 2) {
-                bits = (uint32_t) static_cast<const uint16_t *>(x)[e] << 16;
-            } else {
-                /* Tensor cores read the upper 19 bits of a float. */
-                memcpy(&bits, static_cast<const char *>(x) + 4 * e, 4);
-                bits &= ~0x1fffu;
-            }
-            memcpy(to + e, &bits, 4);
-        }
+        uint16_t narrow[per_lane];
+        uint32_t wide[per_lane];
+        memcpy(bytes == 2 ? (void *)narrow : wide, x, (size_t)(per_lane * bytes));
+        for (int e = 0; e < per_lane; e++) wide[e] = bytes == 2 ? (uint32_t)narrow[e] << 16 : wide[e] & ~0x1fffu;
+        memcpy(to, wide, sizeof wide);
+    }
+}
+
+template <int m, int n, int k, int bytes> static void product(const Rendezvous &r) {
+    constexpr int per_lane = m * n / kWarp;
+    float a[m * k], b[k * n], c[m * n];
+    gather<m * k, bytes>(r, false, a);
+    gather<k * n, bytes>(r, true, b);
+    for (int lane = 0; lane < kWarp; lane++) {
+        const simt_product *p = reinterpret_cast<const simt_product *>(r.value[lane]);
+        memcpy(c + first_element(lane, per_lane), p->c, sizeof(float) * per_lane);
+    }
+    for (int i = 0; i < m; i++) {
+        float row[n];
+        memcpy(row, c + i * n, sizeof row);
+        for (int l = 0; l < k; l++)
+#pragma omp simd
+            for (int j = 0; j < n; j++) row[j] += a[i * k + l] * b[l * n + j];
+        memcpy(c + i * n, row, sizeof row);
+    }
+    for (int lane = 0; lane < kWarp; lane++) {
+        const simt_product *p = reinterpret_cast<const simt_product *>(r.value[lane]);
+        memcpy(p->d, c + first_element(lane, per_lane), sizeof(float) * per_lane);
     }
 }
 
 void run_product(Worker &w, Rendezvous &r) {
     const simt_product *any = reinterpret_cast<const simt_product *>(r.value[__builtin_ctz(r.arrived)]);
-    int m = any->m, n = any->n, k = any->k, per_lane = m * n / kWarp;
     if (r.arrived != 0xffffffffu)
         report("DIVERGENT", r.site, nullptr, "mma_sync needs all 32 lanes, only %08x came", r.arrived);
-    float a[32 * 16], b[16 * 32], c[32 * 32];
-    gather(r, false, m * k, any->element, a);
-    gather(r, true, k * n, any->element, b);
-    for (int lane = 0; lane < kWarp; lane++) {
-        const simt_product *p = reinterpret_cast<const simt_product *>(r.value[lane]);
-        memcpy(c + first_element(lane, per_lane), p->c, sizeof(float) * (size_t)per_lane);
-    }
-    for (int i = 0; i < m; i++)
-        for (int l = 0; l < k; l++) {
-            float v = a[i * k + l];
-            for (int j = 0; j < n; j++) c[i * n + j] += v * b[l * n + j];
-        }
-    for (int lane = 0; lane < kWarp; lane++) {
-        const simt_product *p = reinterpret_cast<const simt_product *>(r.value[lane]);
-        memcpy(p->d, c + first_element(lane, per_lane), sizeof(float) * (size_t)per_lane);
-    }
-    count_flops(*w.launch, 2ull * (unsigned)m * (unsigned)n * (unsigned)k);
+    if (any->element == 4) product<16, 16, 8, 4>(r);
+    else if (any->m == 16) product<16, 16, 16, 2>(r);
+    else if (any->m == 8) product<8, 32, 16, 2>(r);
+    else product<32, 8, 16, 2>(r);
+    count_flops(*w.launch, 2ull * (unsigned)any->m * (unsigned)any->n * (unsigned)any->k);
+}
+
+/* Elements that lie side by side in memory are moved together. */
+static int run_length(const simt_tile &tile, int per_lane) {
+    if (!tile.row_major) return 1;
+    return per_lane < tile.columns ? per_lane : tile.columns;
 }
 
 } // namespace simt
@@ -92,10 +103,12 @@ void simt_tile_load(void *elements, const simt_tile *tile, const void *memory, u
     Site site{file, line};
     check_tile(*tile, memory, ld, "load_matrix_sync", site);
     int per_lane = tile->rows * tile->columns / kWarp, first = first_element(self()->lane, per_lane);
-    for (int e = 0; e < per_lane; e++) {
+    int run = run_length(*tile, per_lane);
+    size_t bytes = (size_t)(run * tile->element);
+    for (int e = 0; e < per_lane; e += run) {
         const char *from = static_cast<const char *>(memory) + offset_of(*tile, first + e, ld);
-        check_load(from, (size_t)tile->element, site, nullptr);
-        memcpy(static_cast<char *>(elements) + e * tile->element, from, (size_t)tile->element);
+        check_load(from, bytes, site, nullptr);
+        memcpy(static_cast<char *>(elements) + e * tile->element, from, bytes);
     }
     count(*tile, memory, ld, false);
 }
@@ -105,10 +118,12 @@ void simt_tile_store(const void *elements, const simt_tile *tile, void *memory, 
     Site site{file, line};
     check_tile(*tile, memory, ld, "store_matrix_sync", site);
     int per_lane = tile->rows * tile->columns / kWarp, first = first_element(self()->lane, per_lane);
-    for (int e = 0; e < per_lane; e++) {
+    int run = run_length(*tile, per_lane);
+    size_t bytes = (size_t)(run * tile->element);
+    for (int e = 0; e < per_lane; e += run) {
         char *to = static_cast<char *>(memory) + offset_of(*tile, first + e, ld);
-        check_store(to, (size_t)tile->element, site, nullptr);
-        memcpy(to, static_cast<const char *>(elements) + e * tile->element, (size_t)tile->element);
+        check_store(to, bytes, site, nullptr);
+        memcpy(to, static_cast<const char *>(elements) + e * tile->element, bytes);
     }
     count(*tile, memory, ld, true);
 }
