@@ -292,6 +292,7 @@ static tn_status load_statistics(void *context, int node, int worker) {
 
 tn_status tn_engine_eval(tn_engine *e, const tn_batch *batch, tn_result *result, float *logits) {
     TN_TRY(begin_batch(e, batch));
+    if (e->bad_node >= 0) return fail_weights(e);
     if (!e->eval_loaded) TN_TRY(tn_pool_run(e->pool, e->model->node_count, load_statistics, e));
     e->eval_loaded = true;
     batch_run run = {.engine = e, .batch = batch, .logits = logits};

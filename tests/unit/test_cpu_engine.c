@@ -236,6 +236,8 @@ static void test_nan_in_weights_and_input(void **unused) {
             poisoned[p->count / 2] = NAN;
             assert_int_equal(tn_engine_set(engine, TN_VALUES, parameter, poisoned), TN_OK);
             expect_diverged(engine, &batch, node->name);
+            tn_result ignored;
+            assert_int_equal(tn_engine_eval(engine, &batch, &ignored, NULL), TN_ERR_DIVERGED);
             poisoned[p->count / 2] = saved;
             assert_int_equal(tn_engine_set(engine, TN_VALUES, parameter, poisoned), TN_OK);
             free(poisoned);
