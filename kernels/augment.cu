@@ -1,9 +1,10 @@
 /* Batches from a data set that lives on the device as uint8: gather, crop, flip, normalise, mixup, targets.
  *
- * Image i of the batch is sample order[state->first + i]; what happens to it is drawn by cuRAND's Philox from the same
- * stream as tn_augment_draw of src/data, (seed, TN_RNG_AUGMENT, epoch, sample): the counter (block, sample, epoch,
- * purpose) is cuRAND's (offset / 4 low, high, subsequence low, high). Pixels go through the same table and mixup through
- * the same unfused multiply and add, so that the floats equal those of the host loader bit for bit.
+ * Image i of the batch is sample order[state->first + i]; what happens to it is drawn by cuRAND's Philox from
+ * the same stream as tn_augment_draw of src/data, (seed, TN_RNG_AUGMENT, epoch, sample): the counter (block,
+ * sample, epoch, purpose) is cuRAND's (offset / 4 low, high, subsequence low, high). Pixels go through the
+ * same table and mixup through the same unfused multiply and add, so that the floats equal those of the host
+ * loader bit for bit.
  *
  * Outputs are overwritten, nothing aliases. Rows from state->rows on become zeros. */
 #include <curand_kernel.h>
@@ -45,7 +46,8 @@ __device__ __forceinline__ placement draw(const tn_augment_config &c, const tn_b
 }
 
 /* Value of the augmented image at pixel (y, x). */
-__device__ __forceinline__ float pixel_of(const tn_augment_config &c, const placement &p, int y, int x, int channel) {
+__device__ __forceinline__ float pixel_of(const tn_augment_config &c, const placement &p, int y, int x,
+                                          int channel) {
     const int row = y + p.down, column = (p.flip ? c.width - 1 - x : x) + p.right;
     int value = 0;
     if (row >= 0 && row < c.height && column >= 0 && column < c.width)
@@ -75,7 +77,8 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <typename T>
-static void augment(const tn_augment_config *config, const tn_batch_state *state, void *images, cudaStream_t stream) {
+static void augment(const tn_augment_config *config, const tn_batch_state *state, void *images,
+                    cudaStream_t stream) {
     const int count = config->height * config->width * config->channels;
     const dim3 grid(blocks_for((unsigned)count), (unsigned)config->rows);
     TN_LAUNCH(augment_kernel<T>, grid, THREADS, 0, stream, *config, state, static_cast<T *>(images));
@@ -83,8 +86,9 @@ static void augment(const tn_augment_config *config, const tn_batch_state *state
 
 /* cuRAND's offset counts to 2^64 numbers, which leaves 2^30 samples; a grid has at most 65535 rows. */
 static bool bad_config(const tn_augment_config *c) {
-    return c->rows < 0 || c->rows > 65535 || c->channels < 1 || c->channels > TN_KERNEL_CHANNELS || c->height < 1 ||
-           c->width < 1 || c->padding < 0 || too_large((size_t)c->height * c->width, (size_t)c->channels);
+    return c->rows < 0 || c->rows > 65535 || c->channels < 1 || c->channels > TN_KERNEL_CHANNELS ||
+           c->height < 1 || c->width < 1 || c->padding < 0 ||
+           too_large((size_t)c->height * c->width, (size_t)c->channels);
 }
 
 cudaError_t tn_launch_augment(const tn_augment_config *config, const tn_batch_state *state, tn_storage store,
@@ -116,11 +120,12 @@ __global__ void __launch_bounds__(THREADS)
     if (weights) weights[row] = inside ? (float)(1.0 / state->rows) : 0.0f;
 }
 
-cudaError_t tn_launch_targets(const tn_augment_config *config, const tn_batch_state *state, float *targets, int *labels,
-                              float *weights, cudaStream_t stream) {
+cudaError_t tn_launch_targets(const tn_augment_config *config, const tn_batch_state *state, float *targets,
+                              int *labels, float *weights, cudaStream_t stream) {
     if (bad_config(config) || config->classes < 1) return cudaErrorInvalidValue;
     if (config->rows == 0) return cudaSuccess;
-    TN_LAUNCH(targets_kernel, (unsigned)config->rows, THREADS, 0, stream, *config, (float)(1.0 - config->smoothing),
-              (float)(config->smoothing / config->classes), state, targets, labels, weights);
+    TN_LAUNCH(targets_kernel, (unsigned)config->rows, THREADS, 0, stream, *config,
+              (float)(1.0 - config->smoothing), (float)(config->smoothing / config->classes), state, targets,
+              labels, weights);
     return cudaGetLastError();
 }

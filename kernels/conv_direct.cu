@@ -1,22 +1,23 @@
 /* Direct 3x3 convolution, padding 1, stride 1 or 2, NHWC, float32 accumulation.
  *
  * forward            y = act(s * conv(x, w) + c + bias + r) + d, and the ReLU mask, in one pass
- * backward data      stride 1 is forward with reversed taps; stride 2 goes by parity of the pixel, since a pixel of dx
- *                    meets 1, 2, 2 or 4 of the 9 taps
- * backward weights   blocks sum over their own tiles of pixels into partial gradients, which are then added in order
+ * backward data      stride 1 is forward with reversed taps; stride 2 goes by parity of the pixel, since a
+ * pixel of dx meets 1, 2, 2 or 4 of the 9 taps backward weights   blocks sum over their own tiles of pixels
+ * into partial gradients, which are then added in order
  *
- * Outputs are overwritten. y may be r; nothing else aliases. In the tiled kernels a block holds a slice of the input's
- * channels with its halo and the slice's weights in shared memory; a thread computes 4 pixels of a row times 8
- * channels. They need output channels (of backward data: input channels) out of 8 that divide, for vectors and for
- * whole bytes of the mask; other counts take a plain loop. */
+ * Outputs are overwritten. y may be r; nothing else aliases. In the tiled kernels a block holds a slice of
+ * the input's channels with its halo and the slice's weights in shared memory; a thread computes 4 pixels of
+ * a row times 8 channels. They need output channels (of backward data: input channels) out of 8 that divide,
+ * for vectors and for whole bytes of the mask; other counts take a plain loop. */
 #include "kernels/device.cuh"
 
 /* ---- plain loops, any channel count ---- */
 
 /* One thread for eight consecutive elements of y. */
 template <typename X, typename Y>
-__global__ void __launch_bounds__(THREADS)
-    forward_plain(tn_conv_shape s, const X *__restrict__ x, const float *__restrict__ w, tn_epilogue e, Y *y) {
+__global__ void __launch_bounds__(THREADS, 4)
+    forward_plain(tn_conv_shape s, const X *__restrict__ x, const float *__restrict__ w, tn_epilogue e,
+                  Y *y) {
     const unsigned count = s.rows * s.out_height * s.out_width * s.out_channels;
     const unsigned group = blockIdx.x * THREADS + threadIdx.x;
     if (group * 8 >= count) return;
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(THREADS)
 
 /* One thread for one element of dx; any stride. */
 template <typename Y, typename X>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 4)
     backward_data_plain(tn_conv_shape s, const Y *__restrict__ dz, const float *__restrict__ w, X *dx) {
     const int i = (int)(blockIdx.x * THREADS + threadIdx.x);
     if (i >= s.rows * s.in_height * s.in_width * s.in_channels) return;
@@ -71,11 +72,11 @@ __global__ void __launch_bounds__(THREADS)
 
 /* ---- pieces of the tiled kernels ---- */
 
-/* Fills tile[SLICE][PLANE], rows of PITCH floats, with channels [ci0, ci0 + SLICE) of the IH x IW pixels whose first is
- * (h0, w0); zeros outside the image and beyond its channels. */
+/* Fills tile[SLICE][PLANE], rows of PITCH floats, with channels [ci0, ci0 + SLICE) of the IH x IW pixels
+ * whose first is (h0, w0); zeros outside the image and beyond its channels. */
 template <typename X, int BLOCK, int SLICE, int IH, int IW, int PITCH>
-__device__ __forceinline__ void load_tile(float (*tile)[IH * PITCH], const X *__restrict__ image, int height, int width,
-                                          int channels, int h0, int w0, int ci0) {
+__device__ __forceinline__ void load_tile(float (*tile)[IH * PITCH], const X *__restrict__ image, int height,
+                                          int width, int channels, int h0, int w0, int ci0) {
     if (channels % 4 == 0) {
         constexpr int QUADS = SLICE / 4;
         for (int i = threadIdx.x; i < IH * IW * QUADS; i += BLOCK) {
@@ -91,7 +92,8 @@ __device__ __forceinline__ void load_tile(float (*tile)[IH * PITCH], const X *__
     for (int i = threadIdx.x; i < IH * IW * SLICE; i += BLOCK) {
         int k = i % SLICE, p = i / SLICE, h = h0 + p / IW, w = w0 + p % IW, ci = ci0 + k;
         bool inside = h >= 0 && h < height && w >= 0 && w < width && ci < channels;
-        tile[k][p / IW * PITCH + p % IW] = inside ? to_float(image[((size_t)h * width + w) * channels + ci]) : 0.0f;
+        tile[k][p / IW * PITCH + p % IW] =
+            inside ? to_float(image[((size_t)h * width + w) * channels + ci]) : 0.0f;
     }
 }
 
@@ -106,12 +108,12 @@ __device__ __forceinline__ void add_tap(float (*sums)[8], const float *input, co
         for (int k = 0; k < 8; k++) sums[p][k] += input[p * STRIDE] * weights[k];
 }
 
-/* Which pixels and channels of the output a block and its threads compute: tiles of TH x TW pixels by CT channels. The
- * channel group runs fastest over threads, so that a warp writes whole lines. */
+/* Which pixels and channels of the output a block and its threads compute: tiles of TH x TW pixels by CT
+ * channels. The channel group runs fastest over threads, so that a warp writes whole lines. */
 template <int CT, int TH, int TW> struct tiling {
     static constexpr int GROUPS = CT / 8;
     static constexpr int BLOCK = TH * TW / 4 * GROUPS;
-    int image, h0, w0;       /* of the tile */
+    int image, h0, w0;        /* of the tile */
     int row, column, channel; /* of the thread: first of 4 pixels, of 8 channels, within the tile */
 
     __device__ __forceinline__ tiling(int height, int width) {
@@ -131,11 +133,43 @@ template <int CT, int TH, int TW> struct tiling {
     }
 };
 
+/* The epilogue of a thread's 4 pixels and 8 channels, the first of which is channel co. */
+template <typename Y, typename TILING>
+__device__ __forceinline__ void finish_tile(const tn_conv_shape &s, const TILING &t, int co, float (*sums)[8],
+                                            const tn_epilogue &e, Y *y) {
+    const int oh = t.h0 + t.row;
+    if (oh >= s.out_height || co >= s.out_channels) return;
+    const Y *r = static_cast<const Y *>(e.r);
+    const float factor = value_or(e.s, 1.0f), c = value_or(e.c, 0.0f), d = value_or(e.d, 0.0f);
+    bool bad = false;
+#pragma unroll
+    for (int p = 0; p < 4; p++) {
+        int ow = t.w0 + t.column + p;
+        if (ow >= s.out_width) break;
+        size_t at = (((size_t)t.image * s.out_height + oh) * s.out_width + ow) * s.out_channels + co;
+        float *z = sums[p];
+#pragma unroll
+        for (int k = 0; k < 8; k++) z[k] = factor * z[k] + c + (e.bias ? e.bias[co + k] : 0.0f);
+        if (r) {
+            float v[8];
+            load8(r + at, v);
+#pragma unroll
+            for (int k = 0; k < 8; k++) z[k] += v[k];
+        }
+        bad = bad || !all_finite8(z);
+        unsigned bits = activate8(z, e.relu != 0, d);
+        if (e.mask) store_mask(e.mask, at / 8, bits);
+        store8(y + at, z);
+    }
+    raise_flag(e.nonfinite, bad);
+}
+
 /* ---- forward, and backward data of stride 1 ---- */
 
 template <typename X, typename Y, int STRIDE, int CT, int TH, int TW>
 __global__ void __launch_bounds__(tiling<CT, TH, TW>::BLOCK)
-    forward_tiled(tn_conv_shape s, const X *__restrict__ x, const float *__restrict__ w, tn_epilogue e, Y *y) {
+    forward_tiled(tn_conv_shape s, const X *__restrict__ x, const float *__restrict__ w, tn_epilogue e,
+                  Y *y) {
     constexpr int BLOCK = tiling<CT, TH, TW>::BLOCK, SLICE = STRIDE == 1 ? 8 : 4;
     constexpr int IH = (TH - 1) * STRIDE + 3, IW = (TW - 1) * STRIDE + 3, PITCH = IW | 1;
     __shared__ float tile[SLICE][IH * PITCH];
@@ -172,31 +206,7 @@ __global__ void __launch_bounds__(tiling<CT, TH, TW>::BLOCK)
         }
     }
 
-    const int oh = t.h0 + t.row, co = co0 + t.channel;
-    if (oh >= s.out_height || co >= s.out_channels) return;
-    const Y *r = static_cast<const Y *>(e.r);
-    const float factor = value_or(e.s, 1.0f), c = value_or(e.c, 0.0f), d = value_or(e.d, 0.0f);
-    bool bad = false;
-#pragma unroll
-    for (int p = 0; p < 4; p++) {
-        int ow = t.w0 + t.column + p;
-        if (ow >= s.out_width) break;
-        size_t at = (((size_t)t.image * s.out_height + oh) * s.out_width + ow) * s.out_channels + co;
-        float *z = sums[p];
-#pragma unroll
-        for (int k = 0; k < 8; k++) z[k] = factor * z[k] + c + (e.bias ? e.bias[co + k] : 0.0f);
-        if (r) {
-            float v[8];
-            load8(r + at, v);
-#pragma unroll
-            for (int k = 0; k < 8; k++) z[k] += v[k];
-        }
-        bad = bad || !all_finite8(z);
-        unsigned bits = activate8(z, e.relu != 0, d);
-        if (e.mask) store_mask(e.mask, at / 8, bits);
-        store8(y + at, z);
-    }
-    raise_flag(e.nonfinite, bad);
+    finish_tile(s, t, co0 + t.channel, sums, e, y);
 }
 
 template <typename X, typename Y, int STRIDE, int CT, int TH, int TW>
@@ -204,7 +214,8 @@ static void launch_tiled(const tn_conv_shape *s, const X *x, const float *w, tn_
                          cudaStream_t stream) {
     typedef tiling<CT, TH, TW> t;
     TN_LAUNCH((forward_tiled<X, Y, STRIDE, CT, TH, TW>),
-              t::grid(s->rows, s->out_height, s->out_width, s->out_channels), t::BLOCK, 0, stream, *s, x, w, e, y);
+              t::grid(s->rows, s->out_height, s->out_width, s->out_channels), t::BLOCK, 0, stream, *s, x, w,
+              e, y);
 }
 
 template <typename X, typename Y>
@@ -228,14 +239,17 @@ static void forward(const tn_conv_shape *s, const void *from, const float *w, tn
 }
 
 static bool bad_shape(const tn_conv_shape *s) {
-    return bad_sizes(s) || s->kernel != 3 || s->padding != 1 || s->stride > 2 || s->out_height != (s->in_height - 1) / s->stride + 1 ||
+    return bad_sizes(s) || s->kernel != 3 || s->padding != 1 || s->stride > 2 ||
+           s->out_height != (s->in_height - 1) / s->stride + 1 ||
            s->out_width != (s->in_width - 1) / s->stride + 1;
 }
 
-cudaError_t tn_launch_conv3x3_forward(const tn_conv_shape *shape, tn_storage x_store, const void *x, const float *w,
-                                      tn_epilogue epilogue, tn_storage y_store, void *y, cudaStream_t stream) {
+cudaError_t tn_launch_conv3x3_forward(const tn_conv_shape *shape, tn_storage x_store, const void *x,
+                                      const float *w, tn_epilogue epilogue, tn_storage y_store, void *y,
+                                      cudaStream_t stream) {
     if (bad_shape(shape)) return cudaErrorInvalidValue;
-    if (misaligned(x) || misaligned(y) || misaligned(w) || misaligned(epilogue.r)) return cudaErrorMisalignedAddress;
+    if (misaligned(x) || misaligned(y) || misaligned(w) || misaligned(epilogue.r))
+        return cudaErrorMisalignedAddress;
     if (shape->rows == 0) return cudaSuccess;
     TN_PICK2(forward, x_store, y_store)(shape, x, w, epilogue, y, stream);
     return cudaGetLastError();
@@ -243,8 +257,9 @@ cudaError_t tn_launch_conv3x3_forward(const tn_conv_shape *shape, tn_storage x_s
 
 /* ---- backward data of stride 2 ---- */
 
-/* Blocks of parity (blockIdx.z / 2, blockIdx.z % 2): pixel (i, j) of a block's plane is pixel (2i + ph, 2j + pw) of dx.
- * An even row meets tap row 1 at dz row i; an odd one tap row 0 at dz row i + 1 and tap row 2 at dz row i. */
+/* Blocks of parity (blockIdx.z / 2, blockIdx.z % 2): pixel (i, j) of a block's plane is pixel (2i + ph, 2j +
+ * pw) of dx. An even row meets tap row 1 at dz row i; an odd one tap row 0 at dz row i + 1 and tap row 2 at
+ * dz row i. */
 template <typename Y, typename X, int CT, int TH, int TW>
 __global__ void __launch_bounds__(tiling<CT, TH, TW>::BLOCK)
     backward_data_tiled(tn_conv_shape s, const Y *__restrict__ dz, const float *__restrict__ w, X *dx) {
@@ -261,14 +276,15 @@ __global__ void __launch_bounds__(tiling<CT, TH, TW>::BLOCK)
     for (int co0 = 0; co0 < s.out_channels; co0 += SLICE) {
         const int depth = min(SLICE, s.out_channels - co0);
         __syncthreads();
-        load_tile<Y, BLOCK, SLICE, IH, IW, PITCH>(tile, image, s.out_height, s.out_width, s.out_channels, t.h0, t.w0,
-                                                  co0);
+        load_tile<Y, BLOCK, SLICE, IH, IW, PITCH>(tile, image, s.out_height, s.out_width, s.out_channels,
+                                                  t.h0, t.w0, co0);
         for (int i = 4 * threadIdx.x; i < depth * taps * CT; i += 4 * BLOCK) {
             int ci = ci0 + i % CT, tap = i / CT % taps, co = co0 + i / CT / taps;
             int kh = ph ? 2 * (tap / across) : 1, kw = pw ? 2 * (tap % across) : 1;
             float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             if (ci < s.in_channels)
-                v = *reinterpret_cast<const float4 *>(w + ((size_t)co * 9 + 8 - (kh * 3 + kw)) * s.in_channels + ci);
+                v = *reinterpret_cast<const float4 *>(
+                    w + ((size_t)co * 9 + 8 - (kh * 3 + kw)) * s.in_channels + ci);
             *reinterpret_cast<float4 *>(weights + i) = v;
         }
         __syncthreads();
@@ -288,7 +304,8 @@ __global__ void __launch_bounds__(tiling<CT, TH, TW>::BLOCK)
 #pragma unroll
     for (int p = 0; p < 4; p++) {
         int v = 2 * (t.w0 + t.column + p) + pw;
-        if (v < s.in_width) store8(dx + (((size_t)t.image * s.in_height + h) * s.in_width + v) * s.in_channels + ci, sums[p]);
+        if (v < s.in_width)
+            store8(dx + (((size_t)t.image * s.in_height + h) * s.in_width + v) * s.in_channels + ci, sums[p]);
     }
 }
 
@@ -301,11 +318,13 @@ static void launch_data(const tn_conv_shape *s, const Y *dz, const float *w, X *
 }
 
 template <typename Y, typename X>
-static void backward_data(const tn_conv_shape *s, const void *from, const float *w, void *to, cudaStream_t stream) {
+static void backward_data(const tn_conv_shape *s, const void *from, const float *w, void *to,
+                          cudaStream_t stream) {
     const Y *dz = static_cast<const Y *>(from);
     X *dx = static_cast<X *>(to);
     if (s->in_channels % 8) {
-        TN_LAUNCH((backward_data_plain<Y, X>), blocks_for((unsigned)in_elements(s)), THREADS, 0, stream, *s, dz, w, dx);
+        TN_LAUNCH((backward_data_plain<Y, X>), blocks_for((unsigned)in_elements(s)), THREADS, 0, stream, *s,
+                  dz, w, dx);
     } else if (s->stride == 1) {
         tn_conv_shape back = *s;
         back.in_channels = s->out_channels;
@@ -321,7 +340,8 @@ static void backward_data(const tn_conv_shape *s, const void *from, const float 
 }
 
 cudaError_t tn_launch_conv3x3_backward_data(const tn_conv_shape *shape, tn_storage y_store, const void *dz,
-                                            const float *w, tn_storage x_store, void *dx, cudaStream_t stream) {
+                                            const float *w, tn_storage x_store, void *dx,
+                                            cudaStream_t stream) {
     if (bad_shape(shape)) return cudaErrorInvalidValue;
     if (misaligned(dz) || misaligned(dx) || misaligned(w)) return cudaErrorMisalignedAddress;
     if (shape->rows == 0) return cudaSuccess;

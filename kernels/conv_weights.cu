@@ -1,10 +1,11 @@
-/* Weight gradient of the direct 3x3 convolution (conv_direct.cu), padding 1, stride 1 or 2, any channel counts.
+/* Weight gradient of the direct 3x3 convolution (conv_direct.cu), padding 1, stride 1 or 2, any channel
+ * counts.
  *
  *   dw[co][ci][tap] = sum over pixels of dz[pixel][co] * x[pixel * stride + tap - 1][ci]
  *
- * Block (split, ci tile, co tile) sums over the pixel tiles of its split, in order, into a partial gradient in the
- * workspace, [split][out][in][9]; a second kernel adds the splits in a fixed order. The number of splits depends on the
- * shape alone. dw is overwritten; nothing aliases. */
+ * Block (split, ci tile, co tile) sums over the pixel tiles of its split, in order, into a partial gradient
+ * in the workspace, [split][out][in][9]; a second kernel adds the splits in a fixed order. The number of
+ * splits depends on the shape alone. dw is overwritten; nothing aliases. */
 #include "kernels/device.cuh"
 
 #define TILE_WIDTH 8
@@ -43,10 +44,11 @@ size_t tn_conv3x3_workspace(const tn_conv_shape *shape) {
     return (size_t)split_count(shape) * weight_count(shape) * sizeof(float);
 }
 
-/* Fills tile[HIGH * WIDE][CT] with channels [c0, c0 + CT) of the pixels whose first is (h0, w0); zeros outside. */
+/* Fills tile[HIGH * WIDE][CT] with channels [c0, c0 + CT) of the pixels whose first is (h0, w0); zeros
+ * outside. */
 template <typename T, int CT, int HIGH, int WIDE>
-__device__ __forceinline__ void load_pixels(float (*tile)[CT], const T *__restrict__ image, int height, int width,
-                                            int channels, int h0, int w0, int c0) {
+__device__ __forceinline__ void load_pixels(float (*tile)[CT], const T *__restrict__ image, int height,
+                                            int width, int channels, int h0, int w0, int c0) {
     constexpr int BLOCK = CT / 2 * (CT / 2);
     if (channels % 4 == 0) {
         for (int i = threadIdx.x; i < HIGH * WIDE * (CT / 4); i += BLOCK) {
@@ -67,8 +69,8 @@ __device__ __forceinline__ void load_pixels(float (*tile)[CT], const T *__restri
 
 /* One row of a tile: sums[tap][ci][co] over its pixels. x holds the three input rows. */
 template <int STRIDE, int CT, int WIDE>
-__device__ __forceinline__ void add_row(float (*sums)[2][2], const float (*x)[CT], const float (*dz)[CT], int ci,
-                                        int co) {
+__device__ __forceinline__ void add_row(float (*sums)[2][2], const float (*x)[CT], const float (*dz)[CT],
+                                        int ci, int co) {
 #pragma unroll
     for (int w = 0; w < TILE_WIDTH; w++) {
         float2 g = *reinterpret_cast<const float2 *>(&dz[w][co]);
@@ -118,8 +120,9 @@ __global__ void __launch_bounds__(CT / 2 * (CT / 2))
             if (co0 + co + b >= s.out_channels || ci0 + ci + a >= s.in_channels) continue;
             float *to = partial + ((size_t)(co0 + co + b) * s.in_channels + ci0 + ci + a) * 9;
 #pragma unroll
-            for (int tap = 0; tap < 9; tap++) to[tap] = b ? (a ? sums[tap][1][1] : sums[tap][0][1])
-                                                          : (a ? sums[tap][1][0] : sums[tap][0][0]);
+            for (int tap = 0; tap < 9; tap++)
+                to[tap] =
+                    b ? (a ? sums[tap][1][1] : sums[tap][0][1]) : (a ? sums[tap][1][0] : sums[tap][0][0]);
         }
 }
 
@@ -153,9 +156,11 @@ template <typename X, typename Y>
 static void backward_weights(const tn_conv_shape *s, const void *x, const void *dz, float *partial,
                              cudaStream_t stream) {
     if (channel_tile(s) == 16)
-        (s->stride == 1 ? launch_partial<X, Y, 1, 16> : launch_partial<X, Y, 2, 16>)(s, x, dz, partial, stream);
+        (s->stride == 1 ? launch_partial<X, Y, 1, 16> : launch_partial<X, Y, 2, 16>)(s, x, dz, partial,
+                                                                                     stream);
     else
-        (s->stride == 1 ? launch_partial<X, Y, 1, 32> : launch_partial<X, Y, 2, 32>)(s, x, dz, partial, stream);
+        (s->stride == 1 ? launch_partial<X, Y, 1, 32> : launch_partial<X, Y, 2, 32>)(s, x, dz, partial,
+                                                                                     stream);
 }
 
 cudaError_t tn_launch_conv3x3_backward_weights(const tn_conv_shape *shape, tn_storage x_store, const void *x,
@@ -167,6 +172,7 @@ cudaError_t tn_launch_conv3x3_backward_weights(const tn_conv_shape *shape, tn_st
     float *partial = static_cast<float *>(workspace);
     size_t count = weight_count(shape);
     TN_PICK2(backward_weights, x_store, y_store)(shape, x, dz, partial, stream);
-    TN_LAUNCH(add_splits, (unsigned)((count + 31) / 32), THREADS, 0, stream, count, split_count(shape), partial, dw);
+    TN_LAUNCH(add_splits, (unsigned)((count + 31) / 32), THREADS, 0, stream, count, split_count(shape),
+              partial, dw);
     return cudaGetLastError();
 }

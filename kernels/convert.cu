@@ -1,11 +1,13 @@
-/* Layout and precision: float <-> bf16, packed weights, unpacked gradients, and the sum of squares of a tensor.
+/* Layout and precision: float <-> bf16, packed weights, unpacked gradients, and the sum of squares of a
+ * tensor.
  *
- * Outputs are overwritten; only convert and square_sum see activations. Packing runs over the elements of what is
- * written, for all tensors of a network in one launch. */
+ * Outputs are overwritten; only convert and square_sum see activations. Packing runs over the elements of
+ * what is written, for all tensors of a network in one launch. */
 #include "kernels/device.cuh"
 
 template <typename A, typename B>
-__global__ void __launch_bounds__(THREADS) convert_kernel(unsigned count, const A *__restrict__ from, B *__restrict__ to) {
+__global__ void __launch_bounds__(THREADS)
+    convert_kernel(unsigned count, const A *__restrict__ from, B *__restrict__ to) {
     const unsigned i = (blockIdx.x * THREADS + threadIdx.x) * 8;
     if (i >= count) return;
     float v[8];
@@ -13,13 +15,14 @@ __global__ void __launch_bounds__(THREADS) convert_kernel(unsigned count, const 
     store_group(to, i, count, v);
 }
 
-template <typename A, typename B> static void convert(unsigned count, const void *from, void *to, cudaStream_t stream) {
+template <typename A, typename B>
+static void convert(unsigned count, const void *from, void *to, cudaStream_t stream) {
     TN_LAUNCH((convert_kernel<A, B>), blocks_for(groups_of(count)), THREADS, 0, stream, count,
               static_cast<const A *>(from), static_cast<B *>(to));
 }
 
-cudaError_t tn_launch_convert(size_t count, tn_storage from_store, const void *from, tn_storage to_store, void *to,
-                              cudaStream_t stream) {
+cudaError_t tn_launch_convert(size_t count, tn_storage from_store, const void *from, tn_storage to_store,
+                              void *to, cudaStream_t stream) {
     if (too_large(count)) return cudaErrorInvalidValue;
     if (misaligned(from) || misaligned(to)) return cudaErrorMisalignedAddress;
     if (count == 0) return cudaSuccess;
@@ -30,7 +33,8 @@ cudaError_t tn_launch_convert(size_t count, tn_storage from_store, const void *f
 /* ---- packing ---- */
 
 size_t tn_pack_count(const tn_pack_item *item) {
-    return item->layout == TN_PACK_GEMM ? (size_t)item->out * item->ld : (size_t)item->out * item->in * item->taps;
+    return item->layout == TN_PACK_GEMM ? (size_t)item->out * item->ld
+                                        : (size_t)item->out * item->in * item->taps;
 }
 
 /* Element i of a packed tensor, with s and identity. */
@@ -59,7 +63,8 @@ __global__ void __launch_bounds__(THREADS)
     const tn_piece piece = pieces[blockIdx.x];
     const tn_pack_item item = items[piece.item];
     const bool gemm = item.layout == TN_PACK_GEMM;
-    const unsigned count = gemm ? item.out * item.ld : item.out * item.in * item.taps, first = (unsigned)piece.first;
+    const unsigned count = gemm ? item.out * item.ld : item.out * item.in * item.taps,
+                   first = (unsigned)piece.first;
     const unsigned last = min(first + TN_PIECE, count);
     const float s = value_or(item.s, 1.0f);
     bool bad = false;
@@ -74,7 +79,8 @@ __global__ void __launch_bounds__(THREADS)
     raise_flag(item.nonfinite, bad);
 }
 
-cudaError_t tn_launch_pack(const tn_pack_item *items, int piece_count, const tn_piece *pieces, cudaStream_t stream) {
+cudaError_t tn_launch_pack(const tn_pack_item *items, int piece_count, const tn_piece *pieces,
+                           cudaStream_t stream) {
     if (piece_count < 0) return cudaErrorInvalidValue;
     if (piece_count == 0) return cudaSuccess;
     TN_LAUNCH(pack_kernel, (unsigned)piece_count, THREADS, 0, stream, items, pieces);
@@ -95,8 +101,8 @@ cudaError_t tn_launch_unpack_gradient(int out, int in, int taps, int ld, const f
     if (out < 1 || in < 1 || taps < 1 || ld < in * taps || too_large((size_t)out, (size_t)ld))
         return cudaErrorInvalidValue;
     const unsigned count = (unsigned)(out * in * taps);
-    TN_LAUNCH(unpack_kernel, blocks_for(count), THREADS, 0, stream, count, (unsigned)in, (unsigned)taps, (unsigned)ld,
-              g, dw);
+    TN_LAUNCH(unpack_kernel, blocks_for(count), THREADS, 0, stream, count, (unsigned)in, (unsigned)taps,
+              (unsigned)ld, g, dw);
     return cudaGetLastError();
 }
 
@@ -123,7 +129,8 @@ __global__ void __launch_bounds__(THREADS)
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-__global__ void __launch_bounds__(THREADS) add_blocks(int blocks, const double *__restrict__ partial, double *sum) {
+__global__ void __launch_bounds__(THREADS)
+    add_blocks(int blocks, const double *__restrict__ partial, double *sum) {
     double total = 0;
     for (int i = threadIdx.x; i < blocks; i += THREADS) total += partial[i];
     total = block_sum(total);
@@ -133,7 +140,8 @@ __global__ void __launch_bounds__(THREADS) add_blocks(int blocks, const double *
 template <typename T>
 static void square(unsigned count, unsigned blocks, const void *x, double *partial, int *nonfinite,
                    cudaStream_t stream) {
-    TN_LAUNCH(square_kernel<T>, blocks, THREADS, 0, stream, count, static_cast<const T *>(x), partial, nonfinite);
+    TN_LAUNCH(square_kernel<T>, blocks, THREADS, 0, stream, count, static_cast<const T *>(x), partial,
+              nonfinite);
 }
 
 cudaError_t tn_launch_square_sum(size_t count, tn_storage store, const void *x, void *workspace, double *sum,

@@ -1,7 +1,7 @@
 /* What all kernels share: storage types, groups of eight elements, flags, and sums in a fixed order.
  *
- * Elementwise kernels give every thread eight consecutive elements: one 32- or 16-byte access for each tensor and one
- * byte of the mask. */
+ * Elementwise kernels give every thread eight consecutive elements: one 32- or 16-byte access for each tensor
+ * and one byte of the mask. */
 #ifndef TN_KERNELS_DEVICE_CUH
 #define TN_KERNELS_DEVICE_CUH
 
@@ -121,7 +121,8 @@ __device__ __forceinline__ void store_group(T *p, unsigned first, unsigned count
 
 /* v = sum of the parts. */
 template <typename T>
-__device__ __forceinline__ void load_parts(const tn_parts &parts, unsigned first, unsigned count, float v[8]) {
+__device__ __forceinline__ void load_parts(const tn_parts &parts, unsigned first, unsigned count,
+                                           float v[8]) {
     load_group(static_cast<const T *>(parts.part[0]), first, count, v);
     for (int i = 1; i < parts.count; i++) {
         float w[8];
@@ -222,8 +223,8 @@ static inline bool misaligned(const tn_parts &parts) {
 }
 
 /* function<X, Y> for two storages, function<T> for one. */
-#define TN_PICK2(function, x, y)                                                                                       \
-    ((x) == TN_STORE_F32 ? ((y) == TN_STORE_F32 ? function<float, float> : function<float, bf16>)                      \
+#define TN_PICK2(function, x, y)                                                                             \
+    ((x) == TN_STORE_F32 ? ((y) == TN_STORE_F32 ? function<float, float> : function<float, bf16>)            \
                          : ((y) == TN_STORE_F32 ? function<bf16, float> : function<bf16, bf16>))
 #define TN_PICK1(function, x) ((x) == TN_STORE_F32 ? function<float> : function<bf16>)
 

@@ -3,13 +3,14 @@
  *   forward    z = s * x + c + bias[channel] + r,  y = act(z) + d,  and the ReLU mask
  *   backward   dL/dy = sum of up to four parts,  dz = mask * dL/dy,  and the sums of both
  *
- * Outputs are overwritten. y may be x (same storage) or r; dz may be one of the parts: a thread reads its elements of
- * all tensors before it writes. Sums run over a number of blocks that depends on the element count alone: each block
- * adds its share in float, thread by thread, then in double; one more block adds the blocks' sums in order. */
+ * Outputs are overwritten. y may be x (same storage) or r; dz may be one of the parts: a thread reads its
+ * elements of all tensors before it writes. Sums run over a number of blocks that depends on the element
+ * count alone: each block adds its share in float, thread by thread, then in double; one more block adds the
+ * blocks' sums in order. */
 #include "kernels/device.cuh"
 
 template <typename X, typename Y>
-__global__ void __launch_bounds__(THREADS) 
+__global__ void __launch_bounds__(THREADS)
     forward_kernel(unsigned count, unsigned channels, const X *x, tn_epilogue e, Y *y) {
     const unsigned group = blockIdx.x * THREADS + threadIdx.x, i = group * 8;
     if (i >= count) return;
@@ -32,17 +33,20 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <typename X, typename Y>
-static void forward(unsigned count, int channels, const void *x, tn_epilogue e, void *y, cudaStream_t stream) {
-    TN_LAUNCH((forward_kernel<X, Y>), blocks_for(groups_of(count)), THREADS, 0, stream, count, (unsigned)channels,
-              static_cast<const X *>(x), e, static_cast<Y *>(y));
+static void forward(unsigned count, int channels, const void *x, tn_epilogue e, void *y,
+                    cudaStream_t stream) {
+    TN_LAUNCH((forward_kernel<X, Y>), blocks_for(groups_of(count)), THREADS, 0, stream, count,
+              (unsigned)channels, static_cast<const X *>(x), e, static_cast<Y *>(y));
 }
 
 cudaError_t tn_launch_epilogue_forward(size_t pixels, int channels, tn_storage x_store, const void *x,
-                                       tn_epilogue epilogue, tn_storage y_store, void *y, cudaStream_t stream) {
+                                       tn_epilogue epilogue, tn_storage y_store, void *y,
+                                       cudaStream_t stream) {
     if (channels < 1 || too_large(pixels, (size_t)channels)) return cudaErrorInvalidValue;
     if (misaligned(x) || misaligned(y) || misaligned(epilogue.r)) return cudaErrorMisalignedAddress;
     if (pixels == 0) return cudaSuccess;
-    TN_PICK2(forward, x_store, y_store)((unsigned)(pixels * (size_t)channels), channels, x, epilogue, y, stream);
+    TN_PICK2(forward, x_store, y_store)
+    ((unsigned)(pixels * (size_t)channels), channels, x, epilogue, y, stream);
     return cudaGetLastError();
 }
 
@@ -52,8 +56,8 @@ cudaError_t tn_launch_epilogue_forward(size_t pixels, int channels, tn_storage x
 
 /* partial[block] = {sum of dz, sum of dL/dy}. */
 template <typename T>
-__global__ void __launch_bounds__(THREADS)
-    backward_kernel(unsigned count, tn_parts dy, const uint32_t *mask, T *dz, double *partial, int *nonfinite) {
+__global__ void __launch_bounds__(THREADS) backward_kernel(unsigned count, tn_parts dy, const uint32_t *mask,
+                                                           T *dz, double *partial, int *nonfinite) {
     const unsigned groups = (count + 7) / 8;
     float dy_sum = 0, dz_sum = 0;
     bool bad = false;
@@ -78,7 +82,8 @@ __global__ void __launch_bounds__(THREADS)
     partial[2 * blockIdx.x + 1] = dy_total;
 }
 
-__global__ void __launch_bounds__(THREADS) merge_sums(int blocks, const double *__restrict__ partial, float *sums) {
+__global__ void __launch_bounds__(THREADS)
+    merge_sums(int blocks, const double *__restrict__ partial, float *sums) {
     double dz = 0, dy = 0;
     for (int i = threadIdx.x; i < blocks; i += THREADS) {
         dz += partial[2 * i];
@@ -92,14 +97,15 @@ __global__ void __launch_bounds__(THREADS) merge_sums(int blocks, const double *
 }
 
 template <typename T>
-static void backward(unsigned count, tn_parts dy, const uint32_t *mask, void *dz, double *partial, unsigned blocks,
-                     int *nonfinite, cudaStream_t stream) {
+static void backward(unsigned count, tn_parts dy, const uint32_t *mask, void *dz, double *partial,
+                     unsigned blocks, int *nonfinite, cudaStream_t stream) {
     TN_LAUNCH(backward_kernel<T>, blocks, THREADS, 0, stream, count, dy, mask, static_cast<T *>(dz), partial,
               nonfinite);
 }
 
-cudaError_t tn_launch_epilogue_backward(size_t count, tn_storage store, tn_parts dy, const uint32_t *mask, void *dz,
-                                        void *workspace, float *sums, int *nonfinite, cudaStream_t stream) {
+cudaError_t tn_launch_epilogue_backward(size_t count, tn_storage store, tn_parts dy, const uint32_t *mask,
+                                        void *dz, void *workspace, float *sums, int *nonfinite,
+                                        cudaStream_t stream) {
     if (dy.count < 1 || dy.count > TN_KERNEL_PARTS || (sums && !workspace) || (sums && count == 0) ||
         too_large(count))
         return cudaErrorInvalidValue;
@@ -123,7 +129,8 @@ __global__ void __launch_bounds__(THREADS)
     const int lane = threadIdx.x % 32, part = threadIdx.x / 32, channel = blockIdx.x * 32 + lane;
     double sum = 0;
     if (channel < channels)
-        for (int row = part; row < rows; row += 8) sum += (double)to_float(x[(size_t)row * channels + channel]);
+        for (int row = part; row < rows; row += 8)
+            sum += (double)to_float(x[(size_t)row * channels + channel]);
     parts[part][lane] = sum;
     __syncthreads();
     if (part || channel >= channels) return;

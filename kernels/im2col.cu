@@ -1,4 +1,5 @@
-/* im2col and its transpose, NHWC, any square kernel, stride and padding, for convolutions through a matrix product.
+/* im2col and its transpose, NHWC, any square kernel, stride and padding, for convolutions through a matrix
+ * product.
  *
  * With W packed as TN_PACK_GEMM, [out][ld], the products are, row-major,
  *   forward            y[pixels][out]    = columns[pixels][ld] W^T
@@ -6,8 +7,8 @@
  *   backward weights   g[out][ld]        = dz^T columns,       then tn_launch_unpack_gradient
  * A 1x1 convolution of stride 1 needs no columns: x itself is the matrix.
  *
- * Outputs are overwritten, nothing aliases. A thread writes eight consecutive values: one vector where channels and ld
- * are multiples of 8, one by one otherwise. */
+ * Outputs are overwritten, nothing aliases. A thread writes eight consecutive values: one vector where
+ * channels and ld are multiples of 8, one by one otherwise. */
 #include "kernels/device.cuh"
 
 /* Where element i of the columns comes from in x, or -1 where it is zero. */
@@ -43,13 +44,15 @@ template <int WIDE, typename C>
 __device__ __forceinline__ void gather(const tn_conv_shape &s, int ld, const C *__restrict__ columns, int i,
                                        float *sum) {
     const int pixel = i / s.in_channels, c = i % s.in_channels;
-    const int image = pixel / s.in_width / s.in_height, h = pixel / s.in_width % s.in_height, w = pixel % s.in_width;
+    const int image = pixel / s.in_width / s.in_height, h = pixel / s.in_width % s.in_height,
+              w = pixel % s.in_width;
     for (int tap = 0; tap < s.kernel * s.kernel; tap++) {
         int down = h + s.padding - tap / s.kernel, right = w + s.padding - tap % s.kernel;
         if (down < 0 || right < 0 || down % s.stride || right % s.stride) continue;
         int oh = down / s.stride, ow = right / s.stride;
         if (oh >= s.out_height || ow >= s.out_width) continue;
-        const C *from = columns + (((size_t)image * s.out_height + oh) * s.out_width + ow) * ld + tap * s.in_channels + c;
+        const C *from =
+            columns + (((size_t)image * s.out_height + oh) * s.out_width + ow) * ld + tap * s.in_channels + c;
         if (WIDE == 8) {
             float v[8];
             load8(from, v);
@@ -62,8 +65,8 @@ __device__ __forceinline__ void gather(const tn_conv_shape &s, int ld, const C *
 }
 
 template <typename C, typename X>
-__global__ void __launch_bounds__(THREADS)
-    col2im_kernel(tn_conv_shape s, unsigned count, int ld, const C *__restrict__ columns, X *__restrict__ dx) {
+__global__ void __launch_bounds__(THREADS) col2im_kernel(tn_conv_shape s, unsigned count, int ld,
+                                                         const C *__restrict__ columns, X *__restrict__ dx) {
     const unsigned i = (blockIdx.x * THREADS + threadIdx.x) * 8;
     if (i >= count) return;
     if (s.in_channels % 8 == 0 && ld % 8 == 0) {
@@ -89,7 +92,8 @@ static void im2col(const tn_conv_shape *s, const void *x, void *columns, int ld,
 template <typename C, typename X>
 static void col2im(const tn_conv_shape *s, const void *columns, int ld, void *dx, cudaStream_t stream) {
     const unsigned count = (unsigned)in_elements(s);
-    TN_LAUNCH((col2im_kernel<C, X>), blocks_for(groups_of(count)), THREADS, 0, stream, *s, count, ld, static_cast<const C *>(columns), static_cast<X *>(dx));
+    TN_LAUNCH((col2im_kernel<C, X>), blocks_for(groups_of(count)), THREADS, 0, stream, *s, count, ld,
+              static_cast<const C *>(columns), static_cast<X *>(dx));
 }
 
 static bool bad_columns(const tn_conv_shape *s, int ld) {
@@ -97,8 +101,8 @@ static bool bad_columns(const tn_conv_shape *s, int ld) {
            too_large((size_t)s->rows * s->out_height * s->out_width, (size_t)ld);
 }
 
-cudaError_t tn_launch_im2col(const tn_conv_shape *shape, tn_storage x_store, const void *x, tn_storage columns_store,
-                             void *columns, int ld, cudaStream_t stream) {
+cudaError_t tn_launch_im2col(const tn_conv_shape *shape, tn_storage x_store, const void *x,
+                             tn_storage columns_store, void *columns, int ld, cudaStream_t stream) {
     if (bad_columns(shape, ld)) return cudaErrorInvalidValue;
     if (misaligned(x) || misaligned(columns)) return cudaErrorMisalignedAddress;
     if (shape->rows == 0) return cudaSuccess;
@@ -106,8 +110,8 @@ cudaError_t tn_launch_im2col(const tn_conv_shape *shape, tn_storage x_store, con
     return cudaGetLastError();
 }
 
-cudaError_t tn_launch_col2im(const tn_conv_shape *shape, tn_storage columns_store, const void *columns, int ld,
-                             tn_storage x_store, void *dx, cudaStream_t stream) {
+cudaError_t tn_launch_col2im(const tn_conv_shape *shape, tn_storage columns_store, const void *columns,
+                             int ld, tn_storage x_store, void *dx, cudaStream_t stream) {
     if (bad_columns(shape, ld)) return cudaErrorInvalidValue;
     if (misaligned(columns) || misaligned(dx)) return cudaErrorMisalignedAddress;
     if (shape->rows == 0) return cudaSuccess;

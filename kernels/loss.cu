@@ -1,8 +1,9 @@
-/* The loss: softmax cross-entropy with soft targets, or 1/2 |x - target|^2; a weight per row, the rank of the label.
+/* The loss: softmax cross-entropy with soft targets, or 1/2 |x - target|^2; a weight per row, the rank of the
+ * label.
  *
- * A warp takes a row, its lanes every 32nd class; all in double, as the CPU does, since this is the smallest tensor of
- * a network and the number people look at. Outputs are overwritten; dx may be x: a lane overwrites only its own
- * classes, after every lane has read the label's score. */
+ * A warp takes a row, its lanes every 32nd class; all in double, as the CPU does, since this is the smallest
+ * tensor of a network and the number people look at. Outputs are overwritten; dx may be x: a lane overwrites
+ * only its own classes, after every lane has read the label's score. */
 #include "kernels/device.cuh"
 
 #define WARPS 8 /* rows of a block */
@@ -17,8 +18,8 @@ __device__ __forceinline__ double all_lanes_sum(double v) {
 }
 
 template <typename T>
-__device__ __forceinline__ double cross_entropy(const T *x, const float *target, int classes, int lane, bool gradient,
-                                                double weight, T *dx) {
+__device__ __forceinline__ double cross_entropy(const T *x, const float *target, int classes, int lane,
+                                                bool gradient, double weight, T *dx) {
     /* NaN never is the largest; it reaches the sum instead. */
     float largest = -INFINITY;
     for (int k = lane; k < classes; k += 32) largest = fmaxf(largest, to_float(x[k]));
@@ -42,8 +43,8 @@ __device__ __forceinline__ double cross_entropy(const T *x, const float *target,
 }
 
 template <typename T>
-__device__ __forceinline__ double squared(const T *x, const float *target, int classes, int lane, bool gradient,
-                                          double weight, T *dx) {
+__device__ __forceinline__ double squared(const T *x, const float *target, int classes, int lane,
+                                          bool gradient, double weight, T *dx) {
     double sum = 0;
     for (int k = lane; k < classes; k += 32) {
         double difference = (double)to_float(x[k]) - (double)target[k];
@@ -90,15 +91,17 @@ __global__ void __launch_bounds__(WARPS * 32)
 }
 
 template <typename T>
-static void run(tn_kernel_loss kind, int rows, int classes, const void *x, const float *targets, const float *weights,
-                const int *labels, float *loss, int *rank, void *dx, int *nonfinite, cudaStream_t stream) {
-    TN_LAUNCH(loss_kernel<T>, (unsigned)((rows + WARPS - 1) / WARPS), WARPS * 32, 0, stream, kind, rows, classes,
-              static_cast<const T *>(x), targets, weights, labels, loss, rank, static_cast<T *>(dx), nonfinite);
+static void run(tn_kernel_loss kind, int rows, int classes, const void *x, const float *targets,
+                const float *weights, const int *labels, float *loss, int *rank, void *dx, int *nonfinite,
+                cudaStream_t stream) {
+    TN_LAUNCH(loss_kernel<T>, (unsigned)((rows + WARPS - 1) / WARPS), WARPS * 32, 0, stream, kind, rows,
+              classes, static_cast<const T *>(x), targets, weights, labels, loss, rank, static_cast<T *>(dx),
+              nonfinite);
 }
 
 cudaError_t tn_launch_loss(tn_kernel_loss kind, int rows, int classes, tn_storage store, const void *x,
-                           const float *targets, const float *weights, const int *labels, float *loss, int *rank,
-                           void *dx, int *nonfinite, cudaStream_t stream) {
+                           const float *targets, const float *weights, const int *labels, float *loss,
+                           int *rank, void *dx, int *nonfinite, cudaStream_t stream) {
     if (rows < 0 || classes < 1 || (dx && !weights) || (labels && !rank)) return cudaErrorInvalidValue;
     if (rows == 0) return cudaSuccess;
     TN_PICK1(run, store)(kind, rows, classes, x, targets, weights, labels, loss, rank, dx, nonfinite, stream);

@@ -8,9 +8,9 @@
  *   gradients    moments -> dgamma, dbeta, ds, slopes
  *   backward     dx = factor * (dz - mean(dz) - xhat mean(dz xhat))
  *
- * Outputs are overwritten, except the running values. y may be x (same storage) or r, dz one of the parts, dx dz or x.
- * Sums: a thread adds RANGE / rows values of one channel in float, of x less the channel's first value, so that a large
- * mean costs no digits; everything after that is in double, in a fixed order. */
+ * Outputs are overwritten, except the running values. y may be x (same storage) or r, dz one of the parts, dx
+ * dz or x. Sums: a thread adds RANGE / rows values of one channel in float, of x less the channel's first
+ * value, so that a large mean costs no digits; everything after that is in double, in a fixed order. */
 #include "kernels/device.cuh"
 
 #define EPSILON  1e-5
@@ -69,9 +69,11 @@ __global__ void __launch_bounds__(THREADS)
     partial[((size_t)blockIdx.x * 2 + 1) * channels + channel] = square;
 }
 
-/* moments[2][channels] = sums over ranges. A block for each of 32 columns of the 2 * channels; 8 threads a column. */
+/* moments[2][channels] = sums over ranges. A block for each of 32 columns of the 2 * channels; 8 threads a
+ * column. */
 __global__ void __launch_bounds__(THREADS)
-    merge_kernel(unsigned ranges, unsigned columns, const double *__restrict__ partial, double *__restrict__ moments) {
+    merge_kernel(unsigned ranges, unsigned columns, const double *__restrict__ partial,
+                 double *__restrict__ moments) {
     __shared__ double sums[THREADS];
     const unsigned column = blockIdx.x * 32 + threadIdx.x % 32;
     double sum = 0;
@@ -89,9 +91,11 @@ static dim3 range_grid(size_t pixels, int channels) {
     return dim3(ranges_of(pixels), ((unsigned)channels + lanes - 1) / lanes);
 }
 
-static void launch_merge(size_t pixels, int channels, const double *partial, double *moments, cudaStream_t stream) {
+static void launch_merge(size_t pixels, int channels, const double *partial, double *moments,
+                         cudaStream_t stream) {
     unsigned columns = 2 * (unsigned)channels;
-    TN_LAUNCH(merge_kernel, (columns + 31) / 32, THREADS, 0, stream, ranges_of(pixels), columns, partial, moments);
+    TN_LAUNCH(merge_kernel, (columns + 31) / 32, THREADS, 0, stream, ranges_of(pixels), columns, partial,
+              moments);
 }
 
 template <typename T>
@@ -104,8 +108,8 @@ static bool bad_size(size_t pixels, int channels) {
     return pixels < 1 || channels < 1 || too_large(pixels, (size_t)channels);
 }
 
-cudaError_t tn_launch_norm_statistics(size_t pixels, int channels, tn_storage store, const void *x, void *workspace,
-                                      double *moments, cudaStream_t stream) {
+cudaError_t tn_launch_norm_statistics(size_t pixels, int channels, tn_storage store, const void *x,
+                                      void *workspace, double *moments, cudaStream_t stream) {
     if (bad_size(pixels, channels)) return cudaErrorInvalidValue;
     double *partial = static_cast<double *>(workspace);
     TN_PICK1(statistics, store)(pixels, channels, x, partial, stream);
@@ -115,8 +119,8 @@ cudaError_t tn_launch_norm_statistics(size_t pixels, int channels, tn_storage st
 
 /* ---- vectors ---- */
 
-__device__ __forceinline__ void set_vectors(tn_norm_vectors v, int c, double mean, double variance, const float *gamma,
-                                            const float *beta, double s) {
+__device__ __forceinline__ void set_vectors(tn_norm_vectors v, int c, double mean, double variance,
+                                            const float *gamma, const float *beta, double s) {
     const double inv_std = 1.0 / sqrt(variance + EPSILON);
     v.mean[c] = (float)mean;
     v.inv_std[c] = (float)inv_std;
@@ -126,7 +130,8 @@ __device__ __forceinline__ void set_vectors(tn_norm_vectors v, int c, double mea
 
 __global__ void __launch_bounds__(THREADS)
     finish_kernel(double count, int channels, const double *moments, const float *gamma, const float *beta,
-                  const float *s, float *running_mean, float *running_var, tn_norm_vectors vectors, int *nonfinite) {
+                  const float *s, float *running_mean, float *running_var, tn_norm_vectors vectors,
+                  int *nonfinite) {
     const int c = blockIdx.x * THREADS + threadIdx.x;
     if (c >= channels) return;
     const double mean = moments[c] / count;
@@ -143,19 +148,20 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 __global__ void __launch_bounds__(THREADS)
-    load_kernel(int channels, const float *gamma, const float *beta, const float *s, const float *running_mean,
-                const float *running_var, tn_norm_vectors vectors) {
+    load_kernel(int channels, const float *gamma, const float *beta, const float *s,
+                const float *running_mean, const float *running_var, tn_norm_vectors vectors) {
     const int c = blockIdx.x * THREADS + threadIdx.x;
     if (c >= channels) return;
-    set_vectors(vectors, c, (double)running_mean[c], (double)running_var[c], gamma, beta, (double)value_or(s, 1.0f));
+    set_vectors(vectors, c, (double)running_mean[c], (double)running_var[c], gamma, beta,
+                (double)value_or(s, 1.0f));
 }
 
 cudaError_t tn_launch_norm_finish(double count, int channels, const double *moments, const float *gamma,
                                   const float *beta, const float *s, float *running_mean, float *running_var,
                                   tn_norm_vectors vectors, int *nonfinite, cudaStream_t stream) {
     if (count < 1 || channels < 1) return cudaErrorInvalidValue;
-    TN_LAUNCH(finish_kernel, blocks_for((unsigned)channels), THREADS, 0, stream, count, channels, moments, gamma, beta,
-              s, running_mean, running_var, vectors, nonfinite);
+    TN_LAUNCH(finish_kernel, blocks_for((unsigned)channels), THREADS, 0, stream, count, channels, moments,
+              gamma, beta, s, running_mean, running_var, vectors, nonfinite);
     return cudaGetLastError();
 }
 
@@ -163,16 +169,16 @@ cudaError_t tn_launch_norm_load(int channels, const float *gamma, const float *b
                                 const float *running_mean, const float *running_var, tn_norm_vectors vectors,
                                 cudaStream_t stream) {
     if (channels < 1) return cudaErrorInvalidValue;
-    TN_LAUNCH(load_kernel, blocks_for((unsigned)channels), THREADS, 0, stream, channels, gamma, beta, s, running_mean,
-              running_var, vectors);
+    TN_LAUNCH(load_kernel, blocks_for((unsigned)channels), THREADS, 0, stream, channels, gamma, beta, s,
+              running_mean, running_var, vectors);
     return cudaGetLastError();
 }
 
 /* ---- apply ---- */
 
 template <typename X, typename Y>
-__global__ void __launch_bounds__(THREADS)
-    apply_kernel(unsigned count, unsigned channels, const X *x, tn_norm_vectors vectors, tn_epilogue e, Y *y) {
+__global__ void __launch_bounds__(THREADS) apply_kernel(unsigned count, unsigned channels, const X *x,
+                                                        tn_norm_vectors vectors, tn_epilogue e, Y *y) {
     const unsigned group = blockIdx.x * THREADS + threadIdx.x, i = group * 8;
     if (i >= count) return;
     float z[8], r[8] = {};
@@ -191,10 +197,10 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <typename X, typename Y>
-static void apply(unsigned count, int channels, const void *x, tn_norm_vectors vectors, tn_epilogue e, void *y,
-                  cudaStream_t stream) {
-    TN_LAUNCH((apply_kernel<X, Y>), blocks_for(groups_of(count)), THREADS, 0, stream, count, (unsigned)channels,
-              static_cast<const X *>(x), vectors, e, static_cast<Y *>(y));
+static void apply(unsigned count, int channels, const void *x, tn_norm_vectors vectors, tn_epilogue e,
+                  void *y, cudaStream_t stream) {
+    TN_LAUNCH((apply_kernel<X, Y>), blocks_for(groups_of(count)), THREADS, 0, stream, count,
+              (unsigned)channels, static_cast<const X *>(x), vectors, e, static_cast<Y *>(y));
 }
 
 cudaError_t tn_launch_norm_apply(size_t pixels, int channels, tn_storage x_store, const void *x,
@@ -202,7 +208,8 @@ cudaError_t tn_launch_norm_apply(size_t pixels, int channels, tn_storage x_store
                                  cudaStream_t stream) {
     if (bad_size(pixels, channels)) return cudaErrorInvalidValue;
     if (misaligned(x) || misaligned(y) || misaligned(epilogue.r)) return cudaErrorMisalignedAddress;
-    TN_PICK2(apply, x_store, y_store)((unsigned)pixels * (unsigned)channels, channels, x, vectors, epilogue, y, stream);
+    TN_PICK2(apply, x_store, y_store)
+    ((unsigned)pixels * (unsigned)channels, channels, x, vectors, epilogue, y, stream);
     return cudaGetLastError();
 }
 
@@ -239,17 +246,19 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <typename X, typename Y>
-static void reduce(size_t pixels, int channels, const void *x, const float *mean, tn_parts dy, const uint32_t *mask,
-                   void *dz, double *partial, int *nonfinite, cudaStream_t stream) {
+static void reduce(size_t pixels, int channels, const void *x, const float *mean, tn_parts dy,
+                   const uint32_t *mask, void *dz, double *partial, int *nonfinite, cudaStream_t stream) {
     TN_LAUNCH((reduce_kernel<X, Y>), range_grid(pixels, channels), THREADS, 0, stream, (unsigned)pixels,
-              (unsigned)channels, lanes_of(channels), static_cast<const X *>(x), mean, dy, mask, static_cast<Y *>(dz),
-              partial, nonfinite);
+              (unsigned)channels, lanes_of(channels), static_cast<const X *>(x), mean, dy, mask,
+              static_cast<Y *>(dz), partial, nonfinite);
 }
 
-cudaError_t tn_launch_norm_reduce(size_t pixels, int channels, tn_storage x_store, const void *x, const float *mean,
-                                  tn_storage y_store, tn_parts dy, const uint32_t *mask, void *dz, void *workspace,
-                                  double *moments, int *nonfinite, cudaStream_t stream) {
-    if (bad_size(pixels, channels) || dy.count < 1 || dy.count > TN_KERNEL_PARTS) return cudaErrorInvalidValue;
+cudaError_t tn_launch_norm_reduce(size_t pixels, int channels, tn_storage x_store, const void *x,
+                                  const float *mean, tn_storage y_store, tn_parts dy, const uint32_t *mask,
+                                  void *dz, void *workspace, double *moments, int *nonfinite,
+                                  cudaStream_t stream) {
+    if (bad_size(pixels, channels) || dy.count < 1 || dy.count > TN_KERNEL_PARTS)
+        return cudaErrorInvalidValue;
     double *partial = static_cast<double *>(workspace);
     TN_PICK2(reduce, x_store, y_store)(pixels, channels, x, mean, dy, mask, dz, partial, nonfinite, stream);
     launch_merge(pixels, channels, partial, moments, stream);
@@ -258,9 +267,10 @@ cudaError_t tn_launch_norm_reduce(size_t pixels, int channels, tn_storage x_stor
 
 /* One block, since ds sums over channels. */
 __global__ void __launch_bounds__(THREADS)
-    gradients_kernel(double count, int channels, const double *__restrict__ moments, const float *__restrict__ inv_std,
-                     const float *__restrict__ gamma, const float *__restrict__ beta, const float *s, float *dgamma,
-                     float *dbeta, float *ds, float *slopes) {
+    gradients_kernel(double count, int channels, const double *__restrict__ moments,
+                     const float *__restrict__ inv_std, const float *__restrict__ gamma,
+                     const float *__restrict__ beta, const float *s, float *dgamma, float *dbeta, float *ds,
+                     float *slopes) {
     const double scale = (double)value_or(s, 1.0f);
     double total = 0;
     for (int c = threadIdx.x; c < channels; c += THREADS) {
@@ -279,8 +289,8 @@ cudaError_t tn_launch_norm_gradients(double count, int channels, const double *m
                                      const float *gamma, const float *beta, const float *s, float *dgamma,
                                      float *dbeta, float *ds, float *slopes, cudaStream_t stream) {
     if (count < 1 || channels < 1) return cudaErrorInvalidValue;
-    TN_LAUNCH(gradients_kernel, 1, THREADS, 0, stream, count, channels, moments, inv_std, gamma, beta, s, dgamma, dbeta,
-              ds, slopes);
+    TN_LAUNCH(gradients_kernel, 1, THREADS, 0, stream, count, channels, moments, inv_std, gamma, beta, s,
+              dgamma, dbeta, ds, slopes);
     return cudaGetLastError();
 }
 
@@ -303,18 +313,19 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <typename X, typename Y>
-static void backward(unsigned count, int channels, const void *x, tn_norm_vectors vectors, const float *slopes,
-                     const void *dz, void *dx, cudaStream_t stream) {
-    TN_LAUNCH((backward_kernel<X, Y>), blocks_for(groups_of(count)), THREADS, 0, stream, count, (unsigned)channels,
-              static_cast<const X *>(x), vectors, slopes, static_cast<const Y *>(dz), static_cast<X *>(dx));
+static void backward(unsigned count, int channels, const void *x, tn_norm_vectors vectors,
+                     const float *slopes, const void *dz, void *dx, cudaStream_t stream) {
+    TN_LAUNCH((backward_kernel<X, Y>), blocks_for(groups_of(count)), THREADS, 0, stream, count,
+              (unsigned)channels, static_cast<const X *>(x), vectors, slopes, static_cast<const Y *>(dz),
+              static_cast<X *>(dx));
 }
 
 cudaError_t tn_launch_norm_backward(size_t pixels, int channels, tn_storage x_store, const void *x,
-                                    tn_norm_vectors vectors, const float *slopes, tn_storage y_store, const void *dz,
-                                    void *dx, cudaStream_t stream) {
+                                    tn_norm_vectors vectors, const float *slopes, tn_storage y_store,
+                                    const void *dz, void *dx, cudaStream_t stream) {
     if (bad_size(pixels, channels)) return cudaErrorInvalidValue;
     if (misaligned(x) || misaligned(dz) || misaligned(dx)) return cudaErrorMisalignedAddress;
-    TN_PICK2(backward, x_store, y_store)((unsigned)pixels * (unsigned)channels, channels, x, vectors, slopes, dz, dx,
-                                         stream);
+    TN_PICK2(backward, x_store, y_store)
+    ((unsigned)pixels * (unsigned)channels, channels, x, vectors, slopes, dz, dx, stream);
     return cudaGetLastError();
 }

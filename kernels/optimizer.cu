@@ -5,13 +5,13 @@
  *   weight gradients   G = dL/d(sW) -> dW = s G in place, and <G, W> for dL/ds
  *   scalar gradients   scalar parameters from the sums of nodes (architecture.md 3.3)
  *
- * Dots and scalar gradients are summed in double in a fixed order. Learning rates, scalars and flags are read from
- * device memory, so that a captured graph follows them. */
+ * Dots and scalar gradients are summed in double in a fixed order. Learning rates, scalars and flags are read
+ * from device memory, so that a captured graph follows them. */
 #include "kernels/device.cuh"
 
 __global__ void __launch_bounds__(THREADS)
-    sgd_kernel(size_t count, float *__restrict__ values, const float *__restrict__ grads, float *__restrict__ momentum,
-               const float *lr, float mu, float decay, const int *stop) {
+    sgd_kernel(size_t count, float *__restrict__ values, const float *__restrict__ grads,
+               float *__restrict__ momentum, const float *lr, float mu, float decay, const int *stop) {
     if (stop && *stop) return;
     const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
     if (i >= count) return;
@@ -20,16 +20,17 @@ __global__ void __launch_bounds__(THREADS)
     values[i] -= *lr * v;
 }
 
-cudaError_t tn_launch_sgd(size_t count, float *values, const float *grads, float *momentum, const float *lr, float mu,
-                          float decay, const int *stop, cudaStream_t stream) {
+cudaError_t tn_launch_sgd(size_t count, float *values, const float *grads, float *momentum, const float *lr,
+                          float mu, float decay, const int *stop, cudaStream_t stream) {
     if (too_large(count)) return cudaErrorInvalidValue;
     if (count == 0) return cudaSuccess;
-    TN_LAUNCH(sgd_kernel, blocks_for((unsigned)count), THREADS, 0, stream, count, values, grads, momentum, lr, mu,
-              decay, stop);
+    TN_LAUNCH(sgd_kernel, blocks_for((unsigned)count), THREADS, 0, stream, count, values, grads, momentum, lr,
+              mu, decay, stop);
     return cudaGetLastError();
 }
 
-__global__ void __launch_bounds__(THREADS) any_flag_kernel(int count, const int *__restrict__ flags, int *stop) {
+__global__ void __launch_bounds__(THREADS)
+    any_flag_kernel(int count, const int *__restrict__ flags, int *stop) {
     const int i = blockIdx.x * THREADS + threadIdx.x;
     raise_flag(stop, i < count && flags[i] != 0);
 }
@@ -68,17 +69,17 @@ cudaError_t tn_launch_node_scalars(int nodes, const tn_node_terms *terms, const 
                                    int *flags, cudaStream_t stream) {
     if (nodes < 0) return cudaErrorInvalidValue;
     if (nodes == 0) return cudaSuccess;
-    TN_LAUNCH(node_scalars_kernel, blocks_for((unsigned)nodes), THREADS, 0, stream, nodes, terms, values, scalars,
-              flags);
+    TN_LAUNCH(node_scalars_kernel, blocks_for((unsigned)nodes), THREADS, 0, stream, nodes, terms, values,
+              scalars, flags);
     return cudaGetLastError();
 }
 
-/* A warp for each scalar parameter: lanes take every 32nd share, so that a tau shared by 600 blocks takes no longer
- * than it must. */
+/* A warp for each scalar parameter: lanes take every 32nd share, so that a tau shared by 600 blocks takes no
+ * longer than it must. */
 __global__ void __launch_bounds__(THREADS)
-    scalar_gradients_kernel(int count, const tn_scalar *__restrict__ table, const tn_share *__restrict__ shares,
-                            const float *__restrict__ scalars, const float *__restrict__ sums, float *grads,
-                            int *nonfinite) {
+    scalar_gradients_kernel(int count, const tn_scalar *__restrict__ table,
+                            const tn_share *__restrict__ shares, const float *__restrict__ scalars,
+                            const float *__restrict__ sums, float *grads, int *nonfinite) {
     const int lane = threadIdx.x % 32, i = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     if (i >= count) return;
     const tn_scalar p = table[i];
@@ -104,8 +105,8 @@ cudaError_t tn_launch_scalar_gradients(int count, const tn_scalar *scalars_table
                                        cudaStream_t stream) {
     if (count < 0) return cudaErrorInvalidValue;
     if (count == 0) return cudaSuccess;
-    TN_LAUNCH(scalar_gradients_kernel, (unsigned)((count + THREADS / 32 - 1) / (THREADS / 32)), THREADS, 0, stream,
-              count, scalars_table, shares, scalars, sums, grads, nonfinite);
+    TN_LAUNCH(scalar_gradients_kernel, (unsigned)((count + THREADS / 32 - 1) / (THREADS / 32)), THREADS, 0,
+              stream, count, scalars_table, shares, scalars, sums, grads, nonfinite);
     return cudaGetLastError();
 }
 
@@ -151,7 +152,7 @@ cudaError_t tn_launch_weight_gradients(int item_count, const tn_weight_gradient 
     if (item_count < 0 || piece_count < 0) return cudaErrorInvalidValue;
     if (item_count == 0 || piece_count == 0) return cudaSuccess;
     TN_LAUNCH(scale_kernel, (unsigned)piece_count, THREADS, 0, stream, items, pieces, workspace);
-    TN_LAUNCH(dots_kernel, (unsigned)((item_count + THREADS / 32 - 1) / (THREADS / 32)), THREADS, 0, stream, item_count,
-              items, workspace);
+    TN_LAUNCH(dots_kernel, (unsigned)((item_count + THREADS / 32 - 1) / (THREADS / 32)), THREADS, 0, stream,
+              item_count, items, workspace);
     return cudaGetLastError();
 }

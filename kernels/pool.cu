@@ -1,8 +1,8 @@
 /* Max pool and global average pool, NHWC.
  *
- *   maxpool   y = the window's first largest value, or its last NaN; forward notes the winner's place in the window,
- *             one byte an output, and backward gathers: an input pixel asks the windows that contain it
- *   avgpool   y[n][c] = mean over pixels of x[n][.][c], + d
+ *   maxpool   y = the window's first largest value, or its last NaN; forward notes the winner's place in the
+ * window, one byte an output, and backward gathers: an input pixel asks the windows that contain it avgpool
+ * y[n][c] = mean over pixels of x[n][.][c], + d
  *
  * Outputs are overwritten, nothing aliases. */
 #include "kernels/device.cuh"
@@ -15,7 +15,8 @@ __global__ void __launch_bounds__(THREADS)
     if (i >= count) return;
     const int c = (int)i % s.out_channels, pixel = (int)i / s.out_channels;
     const int ow = pixel % s.out_width, oh = pixel / s.out_width % s.out_height;
-    const T *image = x + (size_t)(pixel / s.out_width / s.out_height) * s.in_height * s.in_width * s.in_channels + c;
+    const T *image =
+        x + (size_t)(pixel / s.out_width / s.out_height) * s.in_height * s.in_width * s.in_channels + c;
     float best = 0.0f;
     int place = -1;
     for (int tap = 0; tap < s.kernel * s.kernel; tap++) {
@@ -33,15 +34,17 @@ __global__ void __launch_bounds__(THREADS)
 
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
-    maxpool_backward_kernel(tn_conv_shape s, unsigned count, const T *__restrict__ dy, const uint8_t *__restrict__ winner,
-                            T *__restrict__ dx) {
+    maxpool_backward_kernel(tn_conv_shape s, unsigned count, const T *__restrict__ dy,
+                            const uint8_t *__restrict__ winner, T *__restrict__ dx) {
     const unsigned i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= count) return;
     const int c = (int)i % s.in_channels, pixel = (int)i / s.in_channels;
     const int w = pixel % s.in_width + s.padding, h = pixel / s.in_width % s.in_height + s.padding;
-    const size_t image = (size_t)(pixel / s.in_width / s.in_height) * s.out_height * s.out_width * s.out_channels + c;
+    const size_t image =
+        (size_t)(pixel / s.in_width / s.in_height) * s.out_height * s.out_width * s.out_channels + c;
     /* Windows whose rows contain h start at oh * stride in (h - kernel, h]. */
-    const int oh0 = h < s.kernel ? 0 : (h - s.kernel) / s.stride + 1, ow0 = w < s.kernel ? 0 : (w - s.kernel) / s.stride + 1;
+    const int oh0 = h < s.kernel ? 0 : (h - s.kernel) / s.stride + 1,
+              ow0 = w < s.kernel ? 0 : (w - s.kernel) / s.stride + 1;
     float sum = 0;
     for (int oh = oh0; oh * s.stride <= h && oh < s.out_height; oh++)
         for (int ow = ow0; ow * s.stride <= w && ow < s.out_width; ow++) {
@@ -52,10 +55,11 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <typename T>
-static void maxpool_forward(const tn_conv_shape *s, const void *x, void *y, uint8_t *winner, cudaStream_t stream) {
+static void maxpool_forward(const tn_conv_shape *s, const void *x, void *y, uint8_t *winner,
+                            cudaStream_t stream) {
     const unsigned count = (unsigned)out_elements(s);
-    TN_LAUNCH(maxpool_forward_kernel<T>, blocks_for(count), THREADS, 0, stream, *s, count, static_cast<const T *>(x),
-              static_cast<T *>(y), winner);
+    TN_LAUNCH(maxpool_forward_kernel<T>, blocks_for(count), THREADS, 0, stream, *s, count,
+              static_cast<const T *>(x), static_cast<T *>(y), winner);
 }
 
 template <typename T>
@@ -67,8 +71,8 @@ static void maxpool_backward(const tn_conv_shape *s, const void *dy, const uint8
 }
 
 static bool bad_shape(const tn_conv_shape *s) {
-    return bad_sizes(s) || s->kernel < 1 || s->kernel > 15 || s->padding < 0 ||
-           s->padding >= s->kernel || s->in_channels != s->out_channels;
+    return bad_sizes(s) || s->kernel < 1 || s->kernel > 15 || s->padding < 0 || s->padding >= s->kernel ||
+           s->in_channels != s->out_channels;
 }
 
 cudaError_t tn_launch_maxpool_forward(const tn_conv_shape *shape, tn_storage store, const void *x, void *y,
@@ -89,11 +93,12 @@ cudaError_t tn_launch_maxpool_backward(const tn_conv_shape *shape, tn_storage st
 
 /* ---- average over all pixels ---- */
 
-/* A block for 32 channels of an image; 8 threads each add every eighth pixel, then their sums are added in order. */
+/* A block for 32 channels of an image; 8 threads each add every eighth pixel, then their sums are added in
+ * order. */
 template <typename X, typename Y>
 __global__ void __launch_bounds__(THREADS)
-    avgpool_forward_kernel(int pixels, int channels, const X *__restrict__ x, const float *d, Y *__restrict__ y,
-                           int *nonfinite) {
+    avgpool_forward_kernel(int pixels, int channels, const X *__restrict__ x, const float *d,
+                           Y *__restrict__ y, int *nonfinite) {
     __shared__ float parts[8][32];
     const int lane = threadIdx.x % 32, part = threadIdx.x / 32, channel = blockIdx.y * 32 + lane;
     const X *image = x + (size_t)blockIdx.x * pixels * channels;
@@ -112,7 +117,8 @@ __global__ void __launch_bounds__(THREADS)
 
 template <typename Y, typename X>
 __global__ void __launch_bounds__(THREADS)
-    avgpool_backward_kernel(unsigned count, unsigned pixels, unsigned channels, const Y *__restrict__ dy, X *__restrict__ dx) {
+    avgpool_backward_kernel(unsigned count, unsigned pixels, unsigned channels, const Y *__restrict__ dy,
+                            X *__restrict__ dx) {
     const unsigned i = (blockIdx.x * THREADS + threadIdx.x) * 8;
     if (i >= count) return;
     const float factor = 1.0f / (float)pixels;
@@ -126,15 +132,16 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <typename X, typename Y>
-static void avgpool_forward(int rows, int pixels, int channels, const void *x, const float *d, void *y, int *nonfinite,
-                            cudaStream_t stream) {
+static void avgpool_forward(int rows, int pixels, int channels, const void *x, const float *d, void *y,
+                            int *nonfinite, cudaStream_t stream) {
     dim3 grid((unsigned)rows, (unsigned)((channels + 31) / 32));
-    TN_LAUNCH((avgpool_forward_kernel<X, Y>), grid, THREADS, 0, stream, pixels, channels, static_cast<const X *>(x), d,
-              static_cast<Y *>(y), nonfinite);
+    TN_LAUNCH((avgpool_forward_kernel<X, Y>), grid, THREADS, 0, stream, pixels, channels,
+              static_cast<const X *>(x), d, static_cast<Y *>(y), nonfinite);
 }
 
 template <typename Y, typename X>
-static void avgpool_backward(int rows, int pixels, int channels, const void *dy, void *dx, cudaStream_t stream) {
+static void avgpool_backward(int rows, int pixels, int channels, const void *dy, void *dx,
+                             cudaStream_t stream) {
     const unsigned count = (unsigned)(rows * pixels * channels);
     TN_LAUNCH((avgpool_backward_kernel<Y, X>), blocks_for(groups_of(count)), THREADS, 0, stream, count,
               (unsigned)pixels, (unsigned)channels, static_cast<const Y *>(dy), static_cast<X *>(dx));

@@ -4,20 +4,22 @@
  *   backward   dx[n, h, w, k] = dy[n, h / stride, w / stride, k] where both divide, else 0
  *
  * Outputs are overwritten, nothing aliases. The gradient of c is the sum of dL/dy, which
- * tn_launch_epilogue_backward makes (what is appended is constant: the caller takes subsample and append as two nodes,
- * or sums over the part that c reaches). A thread writes eight consecutive values. */
+ * tn_launch_epilogue_backward makes (what is appended is constant: the caller takes subsample and append as
+ * two nodes, or sums over the part that c reaches). A thread writes eight consecutive values. */
 #include "kernels/device.cuh"
 
 template <typename X, typename Y>
 __global__ void __launch_bounds__(THREADS)
-    forward_kernel(tn_conv_shape s, unsigned count, const X *__restrict__ x, const float *c, Y *__restrict__ y) {
+    forward_kernel(tn_conv_shape s, unsigned count, const X *__restrict__ x, const float *c,
+                   Y *__restrict__ y) {
     const unsigned i = (blockIdx.x * THREADS + threadIdx.x) * 8;
     if (i >= count) return;
     const float term = value_or(c, 0.0f);
     const bool vector = s.in_channels % 8 == 0 && s.out_channels % 8 == 0;
     for (unsigned j = i; j < i + 8 && j < count; j++) {
         const int k = (int)j % s.out_channels, pixel = (int)j / s.out_channels;
-        int w = pixel % s.out_width, h = pixel / s.out_width % s.out_height, n = pixel / s.out_width / s.out_height;
+        int w = pixel % s.out_width, h = pixel / s.out_width % s.out_height,
+            n = pixel / s.out_width / s.out_height;
         const X *from =
             x + (((size_t)n * s.in_height + h * s.stride) * s.in_width + w * s.stride) * s.in_channels + k;
         if (vector) {
@@ -42,10 +44,12 @@ __global__ void __launch_bounds__(THREADS)
     const bool vector = s.in_channels % 8 == 0 && s.out_channels % 8 == 0;
     for (unsigned j = i; j < i + 8 && j < count; j++) {
         const int k = (int)j % s.in_channels, pixel = (int)j / s.in_channels;
-        int w = pixel % s.in_width, h = pixel / s.in_width % s.in_height, n = pixel / s.in_width / s.in_height;
+        int w = pixel % s.in_width, h = pixel / s.in_width % s.in_height,
+            n = pixel / s.in_width / s.in_height;
         bool read = h % s.stride == 0 && w % s.stride == 0;
         const Y *from =
-            dy + (((size_t)n * s.out_height + h / s.stride) * s.out_width + w / s.stride) * s.out_channels + k;
+            dy + (((size_t)n * s.out_height + h / s.stride) * s.out_width + w / s.stride) * s.out_channels +
+            k;
         if (vector) {
             float v[8] = {};
             if (read) load8(from, v);
@@ -72,11 +76,12 @@ static void backward(const tn_conv_shape *s, const void *dy, void *dx, cudaStrea
 
 static bool bad_shape(const tn_conv_shape *s) {
     return bad_sizes(s) || s->out_channels < s->in_channels ||
-           s->out_height != (s->in_height - 1) / s->stride + 1 || s->out_width != (s->in_width - 1) / s->stride + 1;
+           s->out_height != (s->in_height - 1) / s->stride + 1 ||
+           s->out_width != (s->in_width - 1) / s->stride + 1;
 }
 
-cudaError_t tn_launch_shortcut_forward(const tn_conv_shape *shape, tn_storage x_store, const void *x, const float *c,
-                                       tn_storage y_store, void *y, cudaStream_t stream) {
+cudaError_t tn_launch_shortcut_forward(const tn_conv_shape *shape, tn_storage x_store, const void *x,
+                                       const float *c, tn_storage y_store, void *y, cudaStream_t stream) {
     if (bad_shape(shape)) return cudaErrorInvalidValue;
     if (misaligned(x) || misaligned(y)) return cudaErrorMisalignedAddress;
     if (shape->rows == 0) return cudaSuccess;

@@ -15,49 +15,59 @@ static const double omega = 0.1;
 typedef struct study {
     tn_lab *lab;
     int width, samples, trials, depths[TN_SWEEP_POINTS], points, control_points;
-    tn_sweep inner[KAPPAS][PLACES], last[KAPPAS][PLACES],
-        control; /* largest ratios over samples and layers */
+    /* Mean over samples of the largest ratio of a layer; and the largest ratio of all samples. */
+    tn_sweep inner[KAPPAS][PLACES], last[KAPPAS][PLACES], control;
+    tn_sweep peak[KAPPAS][PLACES], peak_last[KAPPAS][PLACES];
 } study;
 
-/* Largest over samples of ||dF_i/dW_l||_F / sqrt(F_i m / d), over tau for l < L. */
-static void measure(const tn_fc_network *net, const tn_fc_trial *trial, tn_fc_pass *pass, double *inner,
-                    double *last) {
-    *inner = *last = 0;
+typedef struct ratios {
+    double inner, last, peak, peak_last; /* as in study */
+} ratios;
+
+/* Of ||dF_i/dW_l||_F / sqrt(F_i m / d), over tau for l < L. */
+static ratios measure(const tn_fc_network *net, const tn_fc_trial *trial, tn_fc_pass *pass) {
+    ratios r = {0, 0, 0, 0};
     tn_fc_forward(net, trial->x, pass);
     (void)tn_fc_squared_loss(pass, trial->targets);
     tn_fc_backward(net, pass);
     for (int i = 0; i < trial->samples; i++) {
-        double unit = sqrt(pass->losses[i] * net->width / net->outputs);
+        double inner = 0, last = 0, unit = sqrt(pass->losses[i] * net->width / net->outputs);
         for (int l = 1; l <= net->depth; l++) {
             double norm = tn_fc_sample_gradient_norm(net, pass, l, i) / tn_fc_factor(net, l);
-            double *most = l < net->depth ? inner : last;
+            double *most = l < net->depth ? &inner : &last;
             *most = fmax(*most, norm / unit);
         }
+        r.inner += inner / trial->samples;
+        r.last += last / trial->samples;
+        r.peak = fmax(r.peak, inner);
+        r.peak_last = fmax(r.peak_last, last);
     }
+    return r;
 }
 
 static tn_status measure_place(study *s, tn_fc_trial *t, tn_fc_network *net, tn_fc_pass *pass, int trial,
                                int kappa, int point, place where) {
     static const tn_direction directions[] = {TN_RANDOM, TN_RANDOM, TN_ASCENT, TN_COHERENT, TN_RANDOM};
     tn_fc_network change = tn_fc_at_depth(&t->other, net->depth, net->tau);
-    double inner, last, radius = where == RADIUS ? omega : net->tau * omega;
-    measure(net, t, pass, &inner, &last);
+    double radius = where == RADIUS ? omega : net->tau * omega;
+    ratios r = measure(net, t, pass);
     if (where != AT_START) {
         TN_TRY(tn_fc_perturbation(net, pass, directions[where], radius, omega, tn_lab_seed(s->lab), trial,
                                   &change));
         tn_fc_add(net, 1, &change);
-        measure(net, t, pass, &inner, &last);
+        r = measure(net, t, pass);
         tn_fc_add(net, -1, &change);
     }
-    tn_sweep_set(&s->inner[kappa][where], trial, point, inner);
-    tn_sweep_set(&s->last[kappa][where], trial, point, last);
+    tn_sweep_set(&s->inner[kappa][where], trial, point, r.inner);
+    tn_sweep_set(&s->last[kappa][where], trial, point, r.last);
+    tn_sweep_set(&s->peak[kappa][where], trial, point, r.peak);
+    tn_sweep_set(&s->peak_last[kappa][where], trial, point, r.peak_last);
     return TN_OK;
 }
 
 static tn_status run_depth(study *s, tn_fc_trial *t, int trial, int point) {
     tn_fc_network net = tn_fc_at_depth(&t->net, s->depths[point], 1);
     tn_fc_pass pass;
-    double inner, last;
     tn_status status = tn_fc_pass_create(&net, t->samples, &pass);
     for (int k = 0; k < KAPPAS; k++)
         for (int where = 0; where < PLACES && status == TN_OK; where++) {
@@ -67,8 +77,8 @@ static tn_status run_depth(study *s, tn_fc_trial *t, int trial, int point) {
         }
     if (status == TN_OK && point < s->control_points) {
         net.tau = 1;
-        measure(&net, t, &pass, &inner, &last);
-        tn_sweep_set(&s->control, trial, point, fmax(inner, last));
+        ratios r = measure(&net, t, &pass);
+        tn_sweep_set(&s->control, trial, point, fmax(r.inner, r.last));
     }
     tn_fc_pass_free(&pass);
     return status;
@@ -93,21 +103,22 @@ static tn_status judge_places(study *s, int kappa, place first, place last, cons
     double most[2] = {0, 0};
     for (int k = first; k <= (int)last; k++) {
         const tn_sweep *sweeps[] = {&s->inner[kappa][k], &s->last[kappa][k]};
+        const tn_sweep *peaks[] = {&s->peak[kappa][k], &s->peak_last[kappa][k]};
         for (int i = 0; i < 2; i++) {
             tn_exponent e = tn_sweep_exponent(sweeps[i]);
             verdict = tn_judge_both(verdict, tn_judge_below(e, 0.05));
             if (e.value > worst[i].value) worst[i] = e;
-            most[i] = fmax(most[i], tn_sweep_maximum(sweeps[i]));
+            most[i] = fmax(most[i], tn_sweep_maximum(peaks[i]));
         }
     }
     snprintf(claim, sizeof claim,
              "Thm 3, κ = %g, %s: ||dF_i/dW_l||² is O(F_i m/d τ²) for l < L, O(F_i m/d) for l = L",
              kappas[kappa], where);
-    return tn_lab_verdict(s->lab, verdict, claim,
-                          "exponents in L of the largest ratio of norms, ||dF_i/dW_l|| / √bound, below 0.05",
-                          "l < L: %.3f ± %.3f, ratio at most %.1f; l = L: %.3f ± %.3f, ratio at most %.1f",
-                          worst[0].value, worst[0].half_width, most[0], worst[1].value, worst[1].half_width,
-                          most[1]);
+    return tn_lab_verdict(
+        s->lab, verdict, claim,
+        "exponents in L below 0.05: mean over samples of the largest ratio of norms, ||dF_i/dW_l|| / √bound",
+        "l < L: %.3f ± %.3f, ratio at most %.1f; l = L: %.3f ± %.3f, ratio at most %.1f", worst[0].value,
+        worst[0].half_width, most[0], worst[1].value, worst[1].half_width, most[1]);
 }
 
 static tn_status judge(study *s) {
@@ -129,11 +140,12 @@ static tn_status draw(study *s) {
     static const char *const places[] = {"W(0)", "random τω", "ascent τω", "coherent τω", "random ω"};
     tn_plot *plot;
     int panels[3];
-    TN_TRY(tn_lab_plot(s->lab, "backward",
-                       "Largest ||dF_i/dW_l|| over samples and layers, divided by the root of F_i τ² m/d (l "
-                       "< L) or F_i m/d (l = L). "
-                       "Bands: all trials.",
-                       &plot));
+    TN_TRY(tn_lab_plot(
+        s->lab, "backward",
+        "Largest ||dF_i/dW_l|| over layers (mean over samples), divided by the root of F_i τ² m/d (l "
+        "< L) or F_i m/d (l = L). "
+        "Bands: all trials.",
+        &plot));
     for (int i = 0; i < 3; i++)
         TN_TRY(tn_plot_panel(plot, titles[i], "depth L", "ratio of norms", true, false, &panels[i]));
     for (int k = 0; k < KAPPAS; k++) {
@@ -148,7 +160,8 @@ static tn_status draw(study *s) {
 
 static tn_status tabulate(study *s) {
     tn_number_table *table;
-    TN_TRY(tn_lab_table(s->lab, "backward", "kappa,place,L,trial,ratio_inner,ratio_last", &table));
+    TN_TRY(tn_lab_table(s->lab, "backward",
+                        "kappa,place,L,trial,ratio_inner,ratio_last,largest_inner,largest_last", &table));
     TN_TRY(tn_lab_remark(
         s->lab, "In backward.csv, place is 0 for W(0), 1 random, 2 along the gradient, 3 coherent, all at "
                 "τω, and 4 random at ω."));
@@ -157,14 +170,17 @@ static tn_status tabulate(study *s) {
             for (int p = 0; p < s->points; p++)
                 for (int t = 0; t < s->trials; t++)
                     TN_TRY(TN_TABLE_ADD(table, kappas[k], w, s->depths[p], t,
-                                        tn_sweep_at(&s->inner[k][w], t, p),
-                                        tn_sweep_at(&s->last[k][w], t, p)));
+                                        tn_sweep_at(&s->inner[k][w], t, p), tn_sweep_at(&s->last[k][w], t, p),
+                                        tn_sweep_at(&s->peak[k][w], t, p),
+                                        tn_sweep_at(&s->peak_last[k][w], t, p)));
     return TN_OK;
 }
 
 static tn_status conclude(study *s) {
     for (int k = 0; k < KAPPAS; k++)
         for (int w = 0; w < PLACES; w++) {
+            TN_TRY(tn_sweep_create_depths(s->points, s->depths, s->trials, &s->peak[k][w]));
+            TN_TRY(tn_sweep_create_depths(s->points, s->depths, s->trials, &s->peak_last[k][w]));
             TN_TRY(tn_sweep_create_depths(s->points, s->depths, s->trials, &s->inner[k][w]));
             TN_TRY(tn_sweep_create_depths(s->points, s->depths, s->trials, &s->last[k][w]));
         }
@@ -183,12 +199,14 @@ static tn_status run(tn_lab *lab, const tn_options *options) {
     (void)options;
     s.width = tn_lab_width(lab, 128, 64);
     s.samples = tn_lab_samples(lab, 8, 4);
-    s.trials = tn_lab_trials(lab, 8, 6);
+    s.trials = tn_lab_trials(lab, 16, 6);
     TN_TRY(tn_lab_depths(lab, standard, quick, 2, s.depths, TN_SWEEP_POINTS, &s.points));
     while (s.control_points < s.points && s.depths[s.control_points] <= 300) s.control_points++;
     tn_status status = conclude(&s);
     for (int k = 0; k < KAPPAS; k++)
         for (int w = 0; w < PLACES; w++) {
+            tn_sweep_free(&s.peak[k][w]);
+            tn_sweep_free(&s.peak_last[k][w]);
             tn_sweep_free(&s.inner[k][w]);
             tn_sweep_free(&s.last[k][w]);
         }

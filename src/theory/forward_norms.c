@@ -28,30 +28,38 @@ enum {
 typedef struct study {
     tn_lab *lab;
     int width, samples, trials, depths[TN_SWEEP_POINTS], points;
-    /* Over samples and layers: largest and least norm; mean over samples of the largest norm relative to h_0,
-     * less 1; mean square of h_L. */
-    tn_sweep largest[SCALINGS], least[SCALINGS], excess[SCALINGS], square[SCALINGS];
+    /* Over samples and layers: largest and least norm; mean over samples of the largest and the least norm of
+     * a layer, and of the largest one relative to h_0, less 1; mean square of h_L. */
+    tn_sweep largest[SCALINGS], least[SCALINGS], top[SCALINGS], bottom[SCALINGS], excess[SCALINGS],
+        square[SCALINGS];
     double *profile; /* of trial 0 and the greatest depth: mean norm of each layer, scalings x (L + 1) */
 } study;
 
 static void measure(study *s, const tn_fc_pass *pass, int scaling, int trial, int point) {
     int deepest = s->depths[s->points - 1];
-    double excess = 0, square = 0;
+    double excess = 0, square = 0, highest = 0, lowest = 0;
     size_t m = (size_t)pass->width;
     for (int i = 0; i < pass->samples; i++) {
-        double first = tn_norm(m, tn_fc_h(pass, 0) + (size_t)i * m), top = 0, norm = 0;
+        double first = tn_norm(m, tn_fc_h(pass, 0) + (size_t)i * m), top = 0, high = 0, low = INFINITY,
+               norm = 0;
         for (int l = 0; l <= pass->depth; l++) {
             norm = tn_norm(m, tn_fc_h(pass, l) + (size_t)i * m);
             tn_sweep_raise(&s->largest[scaling], trial, point, norm);
             tn_sweep_lower(&s->least[scaling], trial, point, norm);
+            high = fmax(high, norm);
+            low = fmin(low, norm);
             if (l < pass->depth) top = fmax(top, norm);
             if (trial == 0 && pass->depth == deepest)
                 s->profile[scaling * (deepest + 1) + l] += norm / pass->samples;
         }
         excess += (top / first - 1) / pass->samples;
+        highest += high / pass->samples;
+        lowest += low / pass->samples;
         square += norm * norm / pass->samples;
     }
     tn_sweep_set(&s->excess[scaling], trial, point, excess);
+    tn_sweep_set(&s->top[scaling], trial, point, highest);
+    tn_sweep_set(&s->bottom[scaling], trial, point, lowest);
     tn_sweep_set(&s->square[scaling], trial, point, square);
 }
 
@@ -87,13 +95,13 @@ static tn_status run_trial(void *context, int trial, int worker) {
 static tn_status judge_theorem_2(study *s) {
     for (int k = 0; k < KAPPAS; k++) {
         char claim[160];
-        tn_exponent up = tn_sweep_exponent(&s->largest[k]), down = tn_sweep_exponent(&s->least[k]);
+        tn_exponent up = tn_sweep_exponent(&s->top[k]), down = tn_sweep_exponent(&s->bottom[k]);
         snprintf(claim, sizeof claim,
                  "Thm 2, τ = %s: the norms of all layers stay in [1-c, 1+c] at every depth",
                  scalings[k].label);
         TN_TRY(tn_lab_verdict(
             s->lab, tn_judge_both(tn_judge_below(up, 0.05), tn_judge_above(down, -0.05)), claim,
-            "exponents in L: largest norm below 0.05, least norm above -0.05",
+            "exponents in L, means over samples: largest norm of a layer below 0.05, least above -0.05",
             "largest %.3f ± %.3f, least %.3f ± %.3f; all norms in [%.2f, %.2f]; mean growth over "
             "h_0 at L = %d: %.1f %%",
             up.value, up.half_width, down.value, down.half_width, tn_sweep_minimum(&s->least[k]),
@@ -184,12 +192,15 @@ static tn_status draw(study *s) {
 static tn_status tabulate(study *s) {
     tn_number_table *table;
     TN_TRY(tn_lab_table(s->lab, "forward",
-                        "kappa,p,L,trial,largest_norm,least_norm,mean_growth,mean_square_last", &table));
+                        "kappa,p,L,trial,largest_norm,least_norm,mean_largest_norm,mean_least_norm,mean_"
+                        "growth,mean_square_last",
+                        &table));
     for (int k = 0; k < SCALINGS; k++)
         for (int p = 0; p < s->points; p++)
             for (int t = 0; t < s->trials; t++)
                 TN_TRY(TN_TABLE_ADD(table, scalings[k].kappa, scalings[k].power, s->depths[p], t,
                                     tn_sweep_at(&s->largest[k], t, p), tn_sweep_at(&s->least[k], t, p),
+                                    tn_sweep_at(&s->top[k], t, p), tn_sweep_at(&s->bottom[k], t, p),
                                     tn_sweep_at(&s->excess[k], t, p), tn_sweep_at(&s->square[k], t, p)));
     return TN_OK;
 }
@@ -210,19 +221,21 @@ static tn_status run(tn_lab *lab, const tn_options *options) {
     (void)options;
     s.width = tn_lab_width(lab, 128, 64);
     s.samples = tn_lab_samples(lab, 8, 4);
-    s.trials = tn_lab_trials(lab, 12, 6);
+    s.trials = tn_lab_trials(lab, 40, 6);
     TN_TRY(tn_lab_depths(lab, standard, quick, 2, s.depths, TN_SWEEP_POINTS, &s.points));
     tn_status status =
         tn_alloc(&s.profile, SCALINGS * ((size_t)s.depths[s.points - 1] + 1), sizeof *s.profile, "a profile");
     for (int k = 0; k < SCALINGS && status == TN_OK; k++) {
-        tn_sweep *all[] = {&s.largest[k], &s.least[k], &s.excess[k], &s.square[k]};
-        for (int i = 0; i < 4 && status == TN_OK; i++)
+        tn_sweep *all[] = {&s.largest[k], &s.least[k], &s.excess[k], &s.square[k], &s.top[k], &s.bottom[k]};
+        for (int i = 0; i < 6 && status == TN_OK; i++)
             status = tn_sweep_create_depths(s.points, s.depths, s.trials, all[i]);
     }
     if (status == TN_OK) status = conclude(&s);
     for (int k = 0; k < SCALINGS; k++) {
         tn_sweep_free(&s.largest[k]);
         tn_sweep_free(&s.least[k]);
+        tn_sweep_free(&s.top[k]);
+        tn_sweep_free(&s.bottom[k]);
         tn_sweep_free(&s.excess[k]);
         tn_sweep_free(&s.square[k]);
     }

@@ -8,12 +8,12 @@ SIMT_DIR := tests/simt
 SIMT_ARCH ?= -mavx2 -mfma
 SIMT_INCLUDE := -I$(SIMT_DIR)/include -Iinclude -Isrc -I.
 SIMT_LIBS := -lboost_context -lopenblas -ldl -lpthread -lm
-SIMT_CXX := g++ -std=gnu++17 -g -O2 $(SIMT_ARCH) -fno-strict-aliasing -Wall -Wextra -Werror -fopenmp-simd
+SIMT_CXX := g++ -std=gnu++17 -g -O2 $(SIMT_ARCH) -fno-strict-aliasing -Wall -Wextra -Werror -Wno-unknown-pragmas -fopenmp-simd
 SIMT_SRC := $(sort $(wildcard $(SIMT_DIR)/runtime/*.cpp))
 SIMT_PLAIN_SRC := $(filter-out %/shadow.cpp %/hooks.cpp,$(SIMT_SRC))
 # What the hooks see must be what the source says: aggregates are not split into words.
 SIMT_CHECK_FLAGS := -O1 -fno-tree-sra -fno-inline-small-functions -fsanitize=thread --param tsan-instrument-func-entry-exit=0
-SIMT_C := $(CC) -std=c11 -g -O2 -D_GNU_SOURCE -DTN_VERSION='"$(VERSION)"' -DTN_HAVE_CUDA -fopenmp -ffp-contract=off -Wall -Wextra
+SIMT_C := $(CC) -std=c11 -g -O2 -D_GNU_SOURCE -DTN_VERSION='"$(VERSION)"' $(SIMT_DEFINES) -fopenmp -ffp-contract=off -Wall -Wextra
 
 define SIMT_BUILD
 $(BUILD)/simt/$(1)/libsimt.a: $(patsubst $(SIMT_DIR)/runtime/%.cpp,$(BUILD)/simt/$(1)/runtime/%.o,$(2))
@@ -28,7 +28,7 @@ $(BUILD)/simt/$(1)/%.o: %.c
 $(BUILD)/simt/$(1)/selftest-%: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/%.o $(BUILD)/simt/$(1)/libsimt.a
 	g++ -g -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(SIMT_LIBS)
 $(BUILD)/simt/$(1)/selftest-correct: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/philox_reference.o
-$(BUILD)/simt/$(1)/selftest-libraries: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/library_kernels.o
+$(BUILD)/simt/$(1)/selftest-libraries: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/library_kernels.o $(BUILD)/simt/$(1)/src/base/philox.o
 endef
 $(eval $(call SIMT_BUILD,plain,$(SIMT_PLAIN_SRC),-DSIMT_INSTRUMENTED=0))
 $(eval $(call SIMT_BUILD,check,$(SIMT_SRC),-DSIMT_INSTRUMENTED=1))
@@ -50,8 +50,20 @@ SIMT_SELFTEST := $(foreach b,plain check,$(foreach t,correct planted libraries,$
 simt-selftest: $(SIMT_SELFTEST) ## the SIMT machine's own test, in both builds
 	@$(SIMT_DIR)/selftest/run.py $(BUILD)/simt
 
+# The same sources through the real compiler: that they are CUDA.
+NVCC ?= nvcc
+simt-nvcc: ## compile the self-test's kernels with nvcc for sm_80 and sm_90
+	@mkdir -p $(BUILD)/simt/nvcc
+	for t in correct library_kernels planted; do $(NVCC) -std=c++17 -gencode arch=compute_80,code=sm_80 \
+	  -gencode arch=compute_90,code=sm_90 -I. -c -o $(BUILD)/simt/nvcc/$$t.o $(SIMT_DIR)/selftest/$$t.cu || exit 1; done
+# What cuRAND itself draws, and that its host generator agrees.
+simt-curand:
+	@mkdir -p $(BUILD)/simt/nvcc
+	$(NVCC) -I. -o $(BUILD)/simt/nvcc/philox_reference $(SIMT_DIR)/selftest/make_philox_reference.cu -lcurand
+	$(BUILD)/simt/nvcc/philox_reference | cmp - $(SIMT_DIR)/selftest/philox_reference.cu
+
 simt-clean:
 	rm -rf $(BUILD)/simt
 
 .PRECIOUS: $(BUILD)/simt/plain/%.o $(BUILD)/simt/check/%.o
-.PHONY: simt-selftest simt-clean
+.PHONY: simt-selftest simt-nvcc simt-curand simt-clean

@@ -1,5 +1,6 @@
-/* cuBLAS: matrix products by OpenBLAS on one thread, so that they are the same at every run. Operands are converted to
- * float first: tf32 rounds them to 10 bits of mantissa, bf16 results are rounded to nearest even at the end. */
+/* cuBLAS: matrix products by OpenBLAS on one thread, so that they are the same at every run. Operands are
+ * converted to float first: tf32 rounds them to 10 bits of mantissa, bf16 results are rounded to nearest even
+ * at the end. */
 #include <cblas.h>
 
 #include <cstring>
@@ -29,8 +30,12 @@ struct Matrix {
     cudaDataType type;
     int rows, columns, ld; /* as stored */
     long long stride;      /* elements from one of a batch to the next */
-    size_t element() const { return type == CUDA_R_16BF ? 2 : 4; }
-    const char *at(int i) const { return data + (size_t)i * (size_t)stride * element(); }
+    size_t element() const {
+        return type == CUDA_R_16BF ? 2 : 4;
+    }
+    const char *at(int i) const {
+        return data + (size_t)i * (size_t)stride * element();
+    }
 };
 
 struct Gemm {
@@ -54,8 +59,10 @@ static void touch(const Matrix &x, int i, bool store) {
     for (int column = 0; column < x.columns; column++) {
         const char *p = x.at(i) + (size_t)column * (size_t)x.ld * x.element();
         size_t bytes = (size_t)x.rows * x.element();
-        if (store) shadow_range_store(p, bytes);
-        else shadow_range_load(p, bytes);
+        if (store)
+            shadow_range_store(p, bytes);
+        else
+            shadow_range_load(p, bytes);
     }
 #else
     (void)x, (void)i, (void)store;
@@ -68,8 +75,9 @@ static std::vector<float> unpack(const Matrix &x, int i, bool tf32, bool bf16) {
     for (int column = 0; column < x.columns; column++)
         for (int row = 0; row < x.rows; row++) {
             size_t from = (size_t)column * (size_t)x.ld + (size_t)row;
-            float v = x.type == CUDA_R_16BF ? simt_bf16_value(reinterpret_cast<const uint16_t *>(x.at(i))[from])
-                                            : reinterpret_cast<const float *>(x.at(i))[from];
+            float v = x.type == CUDA_R_16BF
+                          ? simt_bf16_value(reinterpret_cast<const uint16_t *>(x.at(i))[from])
+                          : reinterpret_cast<const float *>(x.at(i))[from];
             if (bf16) v = simt_bf16_value(simt_bf16_bits(v));
             out[(size_t)column * (size_t)x.rows + (size_t)row] = tf32 ? to_tf32(v) : v;
         }
@@ -82,8 +90,10 @@ static void pack(const Matrix &x, int i, const std::vector<float> &from) {
         for (int row = 0; row < x.rows; row++) {
             size_t to = (size_t)column * (size_t)x.ld + (size_t)row;
             float v = from[(size_t)column * (size_t)x.rows + (size_t)row];
-            if (x.type == CUDA_R_16BF) reinterpret_cast<uint16_t *>(data)[to] = simt_bf16_bits(v);
-            else reinterpret_cast<float *>(data)[to] = v;
+            if (x.type == CUDA_R_16BF)
+                reinterpret_cast<uint16_t *>(data)[to] = simt_bf16_bits(v);
+            else
+                reinterpret_cast<float *>(data)[to] = v;
         }
 }
 
@@ -99,10 +109,12 @@ static void perform(Gemm g) {
         if (g.beta != 0.0f) touch(g.c, i, false);
         std::vector<float> a = unpack(g.a, i, g.tf32, g.bf16), b = unpack(g.b, i, g.tf32, g.bf16), c;
         /* With beta = 0 the target is not read: it may hold anything. */
-        if (g.beta != 0.0f) c = unpack(g.c, i, false, false);
-        else c.assign((size_t)g.m * (size_t)g.n, 0.0f);
-        cblas_sgemm(CblasColMajor, g.ta ? CblasTrans : CblasNoTrans, g.tb ? CblasTrans : CblasNoTrans, g.m, g.n, g.k,
-                    g.alpha, a.data(), g.a.rows, b.data(), g.b.rows, g.beta, c.data(), g.m);
+        if (g.beta != 0.0f)
+            c = unpack(g.c, i, false, false);
+        else
+            c.assign((size_t)g.m * (size_t)g.n, 0.0f);
+        cblas_sgemm(CblasColMajor, g.ta ? CblasTrans : CblasNoTrans, g.tb ? CblasTrans : CblasNoTrans, g.m,
+                    g.n, g.k, g.alpha, a.data(), g.a.rows, b.data(), g.b.rows, g.beta, c.data(), g.m);
         touch(g.c, i, true);
         pack(g.c, i, c);
     }
@@ -116,7 +128,8 @@ static cublasStatus_t check(const Gemm &g, cublasComputeType_t compute) {
     if (g.m < 0 || g.n < 0 || g.k < 0 || g.batch < 0) return CUBLAS_STATUS_INVALID_VALUE;
     for (const Matrix *x : {&g.a, &g.b, &g.c})
         if (x->ld < (x->rows > 1 ? x->rows : 1)) return CUBLAS_STATUS_INVALID_VALUE;
-    if (!known_type(g.a.type) || g.a.type != g.b.type || !known_type(g.c.type)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (!known_type(g.a.type) || g.a.type != g.b.type || !known_type(g.c.type))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     if (g.a.type == CUDA_R_32F && g.c.type != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
     bool narrow = g.a.type == CUDA_R_16BF;
     if (compute == CUBLAS_COMPUTE_32F || compute == CUBLAS_COMPUTE_32F_PEDANTIC) return CUBLAS_STATUS_SUCCESS;
@@ -124,20 +137,22 @@ static cublasStatus_t check(const Gemm &g, cublasComputeType_t compute) {
     return fast && !narrow ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
-static cublasStatus_t run(cublasHandle_t h, Gemm g, const void *alpha, const void *beta, cublasComputeType_t compute) {
+static cublasStatus_t run(cublasHandle_t h, Gemm g, const void *alpha, const void *beta,
+                          cublasComputeType_t compute) {
     if (!h) return CUBLAS_STATUS_NOT_INITIALIZED;
     if (cublasStatus_t status = check(g, compute)) return status;
     if (!alpha || !beta) return CUBLAS_STATUS_INVALID_VALUE;
     if (!g.m || !g.n || !g.batch) return CUBLAS_STATUS_SUCCESS;
-    g.tf32 = compute == CUBLAS_COMPUTE_32F_FAST_TF32 ||
-             (compute == CUBLAS_COMPUTE_32F && h->math == CUBLAS_TF32_TENSOR_OP_MATH && g.a.type == CUDA_R_32F);
+    g.tf32 =
+        compute == CUBLAS_COMPUTE_32F_FAST_TF32 ||
+        (compute == CUBLAS_COMPUTE_32F && h->math == CUBLAS_TF32_TENSOR_OP_MATH && g.a.type == CUDA_R_32F);
     g.bf16 = compute == CUBLAS_COMPUTE_32F_FAST_16BF;
     for (const Matrix *x : {&g.a, &g.b, &g.c}) {
         bool aligned = (uintptr_t)x->data % 16 == 0 && (size_t)x->ld * x->element() % 16 == 0;
         if (!aligned) __atomic_fetch_add(&misaligned, 1, __ATOMIC_RELAXED);
         if (!is_device_address(x->data))
-            report("HOST POINTER", Site{}, __builtin_return_address(0), "cuBLAS is given %p, which is not device memory",
-                   (const void *)x->data);
+            report("HOST POINTER", Site{}, __builtin_return_address(0),
+                   "cuBLAS is given %p, which is not device memory", (const void *)x->data);
     }
     if (h->pointers == CUBLAS_POINTER_MODE_DEVICE) {
         g.device_alpha = static_cast<const float *>(alpha);
@@ -160,8 +175,8 @@ static cublasStatus_t run(cublasHandle_t h, Gemm g, const void *alpha, const voi
 
 static Matrix matrix(const void *data, cudaDataType type, bool transposed, int rows, int columns, int ld,
                      long long stride) {
-    return Matrix{static_cast<const char *>(data), type, transposed ? columns : rows, transposed ? rows : columns, ld,
-                  stride};
+    return Matrix{static_cast<const char *>(data), type, transposed ? columns : rows,
+                  transposed ? rows : columns,     ld,   stride};
 }
 
 } // namespace simt
@@ -235,31 +250,45 @@ cublasStatus_t cublasSetAtomicsMode(cublasHandle_t handle, cublasAtomicsMode_t) 
 
 const char *cublasGetStatusName(cublasStatus_t status) {
     switch (status) {
-    case CUBLAS_STATUS_SUCCESS: return "CUBLAS_STATUS_SUCCESS";
-    case CUBLAS_STATUS_NOT_INITIALIZED: return "CUBLAS_STATUS_NOT_INITIALIZED";
-    case CUBLAS_STATUS_INVALID_VALUE: return "CUBLAS_STATUS_INVALID_VALUE";
-    case CUBLAS_STATUS_EXECUTION_FAILED: return "CUBLAS_STATUS_EXECUTION_FAILED";
-    case CUBLAS_STATUS_NOT_SUPPORTED: return "CUBLAS_STATUS_NOT_SUPPORTED";
-    default: return "CUBLAS_STATUS_INTERNAL_ERROR";
+    case CUBLAS_STATUS_SUCCESS:
+        return "CUBLAS_STATUS_SUCCESS";
+    case CUBLAS_STATUS_NOT_INITIALIZED:
+        return "CUBLAS_STATUS_NOT_INITIALIZED";
+    case CUBLAS_STATUS_INVALID_VALUE:
+        return "CUBLAS_STATUS_INVALID_VALUE";
+    case CUBLAS_STATUS_EXECUTION_FAILED:
+        return "CUBLAS_STATUS_EXECUTION_FAILED";
+    case CUBLAS_STATUS_NOT_SUPPORTED:
+        return "CUBLAS_STATUS_NOT_SUPPORTED";
+    default:
+        return "CUBLAS_STATUS_INTERNAL_ERROR";
     }
 }
 
 const char *cublasGetStatusString(cublasStatus_t status) {
     switch (status) {
-    case CUBLAS_STATUS_SUCCESS: return "success";
-    case CUBLAS_STATUS_NOT_INITIALIZED: return "the library was not initialized";
-    case CUBLAS_STATUS_INVALID_VALUE: return "an unsupported value or parameter was passed to the function";
-    case CUBLAS_STATUS_EXECUTION_FAILED: return "the function failed to launch on the GPU";
-    case CUBLAS_STATUS_NOT_SUPPORTED: return "the functionality requested is not supported";
-    default: return "an internal operation failed";
+    case CUBLAS_STATUS_SUCCESS:
+        return "success";
+    case CUBLAS_STATUS_NOT_INITIALIZED:
+        return "the library was not initialized";
+    case CUBLAS_STATUS_INVALID_VALUE:
+        return "an unsupported value or parameter was passed to the function";
+    case CUBLAS_STATUS_EXECUTION_FAILED:
+        return "the function failed to launch on the GPU";
+    case CUBLAS_STATUS_NOT_SUPPORTED:
+        return "the functionality requested is not supported";
+    default:
+        return "an internal operation failed";
     }
 }
 
-cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t transa, cublasOperation_t transb,
-                                          int m, int n, int k, const void *alpha, const void *a, cudaDataType atype,
-                                          int lda, long long stridea, const void *b, cudaDataType btype, int ldb,
-                                          long long strideb, const void *beta, void *c, cudaDataType ctype, int ldc,
-                                          long long stridec, int batch, cublasComputeType_t compute, cublasGemmAlgo_t) {
+cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t transa,
+                                          cublasOperation_t transb, int m, int n, int k, const void *alpha,
+                                          const void *a, cudaDataType atype, int lda, long long stridea,
+                                          const void *b, cudaDataType btype, int ldb, long long strideb,
+                                          const void *beta, void *c, cudaDataType ctype, int ldc,
+                                          long long stridec, int batch, cublasComputeType_t compute,
+                                          cublasGemmAlgo_t) {
     Gemm g = {};
     g.ta = transa != CUBLAS_OP_N;
     g.tb = transb != CUBLAS_OP_N;
@@ -273,27 +302,29 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
     return run(handle, g, alpha, beta, compute);
 }
 
-cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transa, cublasOperation_t transb, int m, int n,
-                            int k, const void *alpha, const void *a, cudaDataType atype, int lda, const void *b,
-                            cudaDataType btype, int ldb, const void *beta, void *c, cudaDataType ctype, int ldc,
-                            cublasComputeType_t compute, cublasGemmAlgo_t algo) {
-    return cublasGemmStridedBatchedEx(handle, transa, transb, m, n, k, alpha, a, atype, lda, 0, b, btype, ldb, 0, beta,
-                                      c, ctype, ldc, 0, 1, compute, algo);
+cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transa, cublasOperation_t transb, int m,
+                            int n, int k, const void *alpha, const void *a, cudaDataType atype, int lda,
+                            const void *b, cudaDataType btype, int ldb, const void *beta, void *c,
+                            cudaDataType ctype, int ldc, cublasComputeType_t compute, cublasGemmAlgo_t algo) {
+    return cublasGemmStridedBatchedEx(handle, transa, transb, m, n, k, alpha, a, atype, lda, 0, b, btype, ldb,
+                                      0, beta, c, ctype, ldc, 0, 1, compute, algo);
 }
 
-cublasStatus_t cublasSgemmStridedBatched(cublasHandle_t handle, cublasOperation_t transa, cublasOperation_t transb,
-                                         int m, int n, int k, const float *alpha, const float *a, int lda,
-                                         long long stridea, const float *b, int ldb, long long strideb,
-                                         const float *beta, float *c, int ldc, long long stridec, int batch) {
+cublasStatus_t cublasSgemmStridedBatched(cublasHandle_t handle, cublasOperation_t transa,
+                                         cublasOperation_t transb, int m, int n, int k, const float *alpha,
+                                         const float *a, int lda, long long stridea, const float *b, int ldb,
+                                         long long strideb, const float *beta, float *c, int ldc,
+                                         long long stridec, int batch) {
     return cublasGemmStridedBatchedEx(handle, transa, transb, m, n, k, alpha, a, CUDA_R_32F, lda, stridea, b,
                                       CUDA_R_32F, ldb, strideb, beta, c, CUDA_R_32F, ldc, stridec, batch,
                                       CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
 }
 
-cublasStatus_t cublasSgemm_v2(cublasHandle_t handle, cublasOperation_t transa, cublasOperation_t transb, int m, int n,
-                              int k, const float *alpha, const float *a, int lda, const float *b, int ldb,
-                              const float *beta, float *c, int ldc) {
-    return cublasSgemmStridedBatched(handle, transa, transb, m, n, k, alpha, a, lda, 0, b, ldb, 0, beta, c, ldc, 0, 1);
+cublasStatus_t cublasSgemm_v2(cublasHandle_t handle, cublasOperation_t transa, cublasOperation_t transb,
+                              int m, int n, int k, const float *alpha, const float *a, int lda,
+                              const float *b, int ldb, const float *beta, float *c, int ldc) {
+    return cublasSgemmStridedBatched(handle, transa, transb, m, n, k, alpha, a, lda, 0, b, ldb, 0, beta, c,
+                                     ldc, 0, 1);
 }
 
 } // extern "C"

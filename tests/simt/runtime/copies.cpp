@@ -45,18 +45,24 @@ static void refuse_stale(const void *p, const char *call) {
 
 static bool direction_fits(const Copy &c, cudaMemcpyKind kind) {
     switch (kind) {
-    case cudaMemcpyHostToHost: return !c.dst_device && !c.src_device;
-    case cudaMemcpyHostToDevice: return c.dst_device && !c.src_device;
-    case cudaMemcpyDeviceToHost: return !c.dst_device && c.src_device;
-    case cudaMemcpyDeviceToDevice: return c.dst_device && c.src_device;
-    default: return kind == cudaMemcpyDefault;
+    case cudaMemcpyHostToHost:
+        return !c.dst_device && !c.src_device;
+    case cudaMemcpyHostToDevice:
+        return c.dst_device && !c.src_device;
+    case cudaMemcpyDeviceToHost:
+        return !c.dst_device && c.src_device;
+    case cudaMemcpyDeviceToDevice:
+        return c.dst_device && c.src_device;
+    default:
+        return kind == cudaMemcpyDefault;
     }
 }
 
 /* What is copied out of pageable memory has been read when the call returns. */
 static std::shared_ptr<std::vector<char>> snapshot(Copy &c) {
     auto bytes = std::make_shared<std::vector<char>>(c.width * c.height);
-    for (size_t row = 0; row < c.height; row++) memcpy(bytes->data() + row * c.width, c.src + row * c.spitch, c.width);
+    for (size_t row = 0; row < c.height; row++)
+        memcpy(bytes->data() + row * c.width, c.src + row * c.spitch, c.width);
     c.src = bytes->data();
     c.spitch = c.width;
     return bytes;
@@ -81,8 +87,10 @@ static cudaError_t copy(Copy c, cudaMemcpyKind kind, cudaStream_t handle, bool a
     Op op;
     op.what = call;
     std::shared_ptr<std::vector<char>> kept;
-    if (from_host && !from_pinned && !s->capture) kept = snapshot(c);
-    else if (from_pinned) op.host = HostRange{c.src, sbytes, false};
+    if (from_host && !from_pinned && !s->capture)
+        kept = snapshot(c);
+    else if (from_pinned)
+        op.host = HostRange{c.src, sbytes, false};
     if (to_pinned) op.host = HostRange{c.dst, dbytes, true};
     op.run = [c, kept](Op &) {
         perform(c);
@@ -90,7 +98,8 @@ static cudaError_t copy(Copy c, cudaMemcpyKind kind, cudaStream_t handle, bool a
     };
     bool capturing = s->capture != nullptr;
     if (cudaError_t error = enqueue(*s, std::move(op))) return error;
-    /* Copies that touch pageable host memory as target, and plain copies except within the device, are waited for. */
+    /* Copies that touch pageable host memory as target, and plain copies except within the device, are waited
+     * for. */
     bool wait = !capturing && ((to_host && !to_pinned) || (!async && (to_host || from_host)));
     if (wait) {
         Clock clock = s->last;
@@ -142,13 +151,15 @@ cudaError_t cudaFree(void *pointer) {
     if (!pointer) return cudaSuccess;
     wait_device(current_device());
     switch (device_free(pointer)) {
-    case FreeResult::Unknown: return api_return(cudaErrorInvalidValue);
+    case FreeResult::Unknown:
+        return api_return(cudaErrorInvalidValue);
     case FreeResult::Twice: {
         char where[256];
         describe_address((uintptr_t)pointer, where, sizeof where);
         report("DOUBLE FREE", Site{}, __builtin_return_address(0), "cudaFree of %s", where);
     }
-    default: return cudaSuccess;
+    default:
+        return cudaSuccess;
     }
 }
 
@@ -173,7 +184,8 @@ cudaError_t cudaFreeHost(void *pointer) {
 
 cudaError_t cudaHostRegister(void *pointer, size_t bytes, unsigned int) {
     API_ENTER();
-    return api_return(pinned_register(pointer, bytes, true) ? cudaSuccess : cudaErrorHostMemoryAlreadyRegistered);
+    return api_return(pinned_register(pointer, bytes, true) ? cudaSuccess
+                                                            : cudaErrorHostMemoryAlreadyRegistered);
 }
 
 cudaError_t cudaHostUnregister(void *pointer) {
@@ -207,23 +219,38 @@ cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind 
     return api_return(copy(c, kind, nullptr, false, __func__));
 }
 
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
     API_ENTER();
     Copy c{static_cast<char *>(dst), static_cast<const char *>(src), bytes, bytes, bytes, 1, false, false};
     return api_return(copy(c, kind, stream, true, __func__));
 }
 
-cudaError_t cudaMemcpy2D(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width, size_t height,
-                         cudaMemcpyKind kind) {
+cudaError_t cudaMemcpy2D(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width,
+                         size_t height, cudaMemcpyKind kind) {
     API_ENTER();
-    Copy c{static_cast<char *>(dst), static_cast<const char *>(src), dpitch, spitch, width, height, false, false};
+    Copy c{static_cast<char *>(dst),
+           static_cast<const char *>(src),
+           dpitch,
+           spitch,
+           width,
+           height,
+           false,
+           false};
     return api_return(copy(c, kind, nullptr, false, __func__));
 }
 
-cudaError_t cudaMemcpy2DAsync(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width, size_t height,
-                              cudaMemcpyKind kind, cudaStream_t stream) {
+cudaError_t cudaMemcpy2DAsync(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width,
+                              size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
     API_ENTER();
-    Copy c{static_cast<char *>(dst), static_cast<const char *>(src), dpitch, spitch, width, height, false, false};
+    Copy c{static_cast<char *>(dst),
+           static_cast<const char *>(src),
+           dpitch,
+           spitch,
+           width,
+           height,
+           false,
+           false};
     return api_return(copy(c, kind, stream, true, __func__));
 }
 

@@ -1,5 +1,5 @@
-/* Counts of the instrumented build: how warps use memory. The lanes of a warp that execute the same instruction for
- * the n-th time between two barriers form one request. */
+/* Counts of the instrumented build: how warps use memory. The lanes of a warp that execute the same
+ * instruction for the n-th time between two barriers form one request. */
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -52,7 +52,8 @@ static void count_sectors(std::vector<uintptr_t> &starts, size_t bytes, uint64_t
             }
 }
 
-/* Passes over the 32 banks: a word is served to everybody at once, two words of a bank one after the other. */
+/* Passes over the 32 banks: a word is served to everybody at once, two words of a bank one after the other.
+ */
 static unsigned passes(std::vector<uintptr_t> &words) {
     std::sort(words.begin(), words.end());
     words.erase(std::unique(words.begin(), words.end()), words.end());
@@ -69,7 +70,8 @@ static void count_shared(simt_counters &c, const Request &r, size_t bytes) {
         std::vector<uintptr_t> words;
         for (int lane = first; lane < first + group; lane++)
             if (r.lanes >> lane & 1)
-                for (uintptr_t b = r.address[lane] / 4; b <= (r.address[lane] + bytes - 1) / 4; b++) words.push_back(b);
+                for (uintptr_t b = r.address[lane] / 4; b <= (r.address[lane] + bytes - 1) / 4; b++)
+                    words.push_back(b);
         if (words.empty()) continue;
         c.shared_wavefronts += passes(words);
         c.shared_ideal_wavefronts++;
@@ -91,14 +93,18 @@ static void flush(Worker &w) {
     simt_counters &c = counters(w);
     for (auto &[key, i] : open_requests)
         for (const Request &r : i.requests) {
-            if (i.kind == Access::Atomic) c.atomics += (uint64_t)__builtin_popcount(r.lanes);
-            else if (i.shared) count_shared(c, r, i.bytes);
-            else count_global(c, r, i.bytes, i.kind == Access::Store);
+            if (i.kind == Access::Atomic)
+                c.atomics += (uint64_t)__builtin_popcount(r.lanes);
+            else if (i.shared)
+                count_shared(c, r, i.bytes);
+            else
+                count_global(c, r, i.bytes, i.kind == Access::Store);
         }
     open_requests.clear();
 }
 
-void count_access(Worker &w, Lane &me, const void *pc, uintptr_t address, size_t bytes, Access kind, bool shared) {
+void count_access(Worker &w, Lane &me, const void *pc, uintptr_t address, size_t bytes, Access kind,
+                  bool shared) {
     (void)w;
     if (!pc) return; /* tiles are counted as a whole, by count_tile */
     Instruction &i = open_requests[(uint64_t)(uintptr_t)pc * kMaxWarps + (uint64_t)me.warp];
@@ -131,7 +137,8 @@ void count_tile(const void *memory, int rows, size_t row_bytes, size_t pitch, bo
         for (size_t b = 0; b < row_bytes; b += 16) {
             std::vector<uintptr_t> words;
             for (int row = first; row < std::min(first + 8, rows); row++)
-                for (int word = 0; word < 4; word++) words.push_back((base + (size_t)row * pitch + b) / 4 + (size_t)word);
+                for (int word = 0; word < 4; word++)
+                    words.push_back((base + (size_t)row * pitch + b) / 4 + (size_t)word);
             c.shared_wavefronts += passes(words);
             c.shared_ideal_wavefronts++;
         }
@@ -192,15 +199,18 @@ void simt_counters_print(void) {
     for (auto &[name, c] : kernels) {
         auto ratio = [](uint64_t a, uint64_t b) { return b ? (double)a / (double)b : 0.0; };
         fprintf(stderr,
-                "simt: count %s: launches %llu blocks %llu barriers/block %.1f | loads %llu B, %llu sectors, %.2f of "
-                "ideal | stores %llu B, %llu sectors, %.2f of ideal | shared %llu requests, %.2f passes of ideal | "
+                "simt: count %s: launches %llu blocks %llu barriers/block %.1f | loads %llu B, %llu sectors, "
+                "%.2f of "
+                "ideal | stores %llu B, %llu sectors, %.2f of ideal | shared %llu requests, %.2f passes of "
+                "ideal | "
                 "atomics %llu | wmma %llu flop\n",
                 name.c_str(), (unsigned long long)c.launches, (unsigned long long)c.blocks,
-                ratio(c.barriers, c.blocks), (unsigned long long)c.load_bytes, (unsigned long long)c.load_sectors,
-                ratio(c.load_sectors, c.load_ideal_sectors), (unsigned long long)c.store_bytes,
-                (unsigned long long)c.store_sectors, ratio(c.store_sectors, c.store_ideal_sectors),
-                (unsigned long long)c.shared_requests, ratio(c.shared_wavefronts, c.shared_ideal_wavefronts),
-                (unsigned long long)c.atomics, (unsigned long long)c.wmma_flops);
+                ratio(c.barriers, c.blocks), (unsigned long long)c.load_bytes,
+                (unsigned long long)c.load_sectors, ratio(c.load_sectors, c.load_ideal_sectors),
+                (unsigned long long)c.store_bytes, (unsigned long long)c.store_sectors,
+                ratio(c.store_sectors, c.store_ideal_sectors), (unsigned long long)c.shared_requests,
+                ratio(c.shared_wavefronts, c.shared_ideal_wavefronts), (unsigned long long)c.atomics,
+                (unsigned long long)c.wmma_flops);
     }
 }
 

@@ -1,5 +1,5 @@
-/* A block's threads as fibers. A fiber runs one thread after the other while none of them has to wait, so a kernel
- * without barriers never switches; a thread that waits keeps its fiber until it goes on. */
+/* A block's threads as fibers. A fiber runs one thread after the other while none of them has to wait, so a
+ * kernel without barriers never switches; a thread that waits keeps its fiber until it goes on. */
 #include <sys/mman.h>
 
 #include <cstdlib>
@@ -87,8 +87,8 @@ static void fiber_main(transfer_t from);
 static Fiber *new_fiber() {
     static int color;
     size_t page = 4096, size = settings().stack_bytes;
-    char *base = static_cast<char *>(
-        mmap(nullptr, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    char *base = static_cast<char *>(mmap(nullptr, size + page, PROT_READ | PROT_WRITE,
+                                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (base == MAP_FAILED) abort();
     mprotect(base, page, PROT_NONE);
     /* Stacks start at different offsets in their pages, or all of them would share a few cache sets. */
@@ -131,8 +131,10 @@ static const char *waiting_text(State state) {
     int first = -1, other = -1;
     for (int t = 0; t < w.threads; t++) {
         if (w.state[t] != kAtBarrier && w.state[t] != kAtWarp) continue;
-        if (first < 0) first = t;
-        else if (other < 0 && (w.state[t] != w.state[first] || !(w.lanes[t].site == w.lanes[first].site))) other = t;
+        if (first < 0)
+            first = t;
+        else if (other < 0 && (w.state[t] != w.state[first] || !(w.lanes[t].site == w.lanes[first].site)))
+            other = t;
     }
     Lane &a = w.lanes[first];
     char one[96], two[96];
@@ -310,7 +312,8 @@ int simt_barrier(int kind, int predicate, const char *file, int line) {
         while (w.state[gone] != kExited) gone++;
         describe_thread(w, me.linear, one, sizeof one);
         describe_thread(w, gone, two, sizeof two);
-        report("DIVERGENT", site, nullptr, "%s waits at %s, but %s has left the kernel", one, names[kind], two);
+        report("DIVERGENT", site, nullptr, "%s waits at %s, but %s has left the kernel", one, names[kind],
+               two);
     }
     int phase = (int)(w.epoch & 1);
     w.barrier_value[phase] += predicate != 0;

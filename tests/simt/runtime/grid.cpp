@@ -36,8 +36,8 @@ Worker &own_worker() {
         worker = new Worker;
         worker->dynamic_capacity = 232448;
         size_t page = 4096, bytes = (worker->dynamic_capacity + page - 1) / page * page;
-        char *p = static_cast<char *>(
-            mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        char *p = static_cast<char *>(mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE,
+                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
         if (p == MAP_FAILED) abort();
         mprotect(p + bytes, page, PROT_NONE);
         worker->dynamic = p;
@@ -66,7 +66,8 @@ struct BlockOrder {
     }
 };
 
-/* A block may only use as much dynamic shared memory as it asked for: it is put at the end before the guard page. */
+/* A block may only use as much dynamic shared memory as it asked for: it is put at the end before the guard
+ * page. */
 static void place_dynamic(Worker &w, size_t bytes, char *&base) {
     base = w.dynamic;
     size_t page = 4096, end = (w.dynamic_capacity + page - 1) / page * page;

@@ -43,7 +43,8 @@ static void *reserve(size_t bytes, int protection) {
 
 static void arena_init() {
     if (arena_base) return;
-    page_owner = static_cast<uint32_t *>(reserve(kArenaBytes / kPage * sizeof(uint32_t), PROT_READ | PROT_WRITE));
+    page_owner =
+        static_cast<uint32_t *>(reserve(kArenaBytes / kPage * sizeof(uint32_t), PROT_READ | PROT_WRITE));
     arena_next = arena_base = reinterpret_cast<uintptr_t>(reserve(kArenaBytes, PROT_NONE));
     allocations.emplace_back();
 }
@@ -247,8 +248,10 @@ PendingFault pending_fault(uintptr_t address, bool write) {
 
 void pending_step(uintptr_t address, bool before) {
     uintptr_t page = address & ~(uintptr_t)(kPage - 1);
-    if (before) mprotect(at(page), kPage, PROT_READ | PROT_WRITE);
-    else protect_pending(page, page + kPage);
+    if (before)
+        mprotect(at(page), kPage, PROT_READ | PROT_WRITE);
+    else
+        protect_pending(page, page + kPage);
 }
 
 } // namespace simt

@@ -25,16 +25,18 @@ void finish_copies(Lane &me) {
     make_copies(me, 1 << 30);
 }
 
-[[noreturn]] static void refuse(Lane &me, const void *dst, const void *src, size_t size, bool size_ok, Site site) {
+[[noreturn]] static void refuse(Lane &me, const void *dst, const void *src, size_t size, bool size_ok,
+                                Site site) {
     char who[96];
     describe_thread(*worker, me.linear, who, sizeof who);
     if (!size_ok)
-        report("BAD CALL", site, nullptr, "%s: __pipeline_memcpy_async copies 4, 8 or 16 bytes, not %zu", who, size);
+        report("BAD CALL", site, nullptr, "%s: __pipeline_memcpy_async copies 4, 8 or 16 bytes, not %zu", who,
+               size);
     if ((uintptr_t)dst % size || (uintptr_t)src % size)
-        report("MISALIGNED", site, nullptr, "%s: __pipeline_memcpy_async of %zu bytes from %p to %p", who, size, src,
-               dst);
-    report("BAD CALL", site, nullptr, "%s: __pipeline_memcpy_async copies from global (%p) to shared memory (%p)", who,
-           src, dst);
+        report("MISALIGNED", site, nullptr, "%s: __pipeline_memcpy_async of %zu bytes from %p to %p", who,
+               size, src, dst);
+    report("BAD CALL", site, nullptr,
+           "%s: __pipeline_memcpy_async copies from global (%p) to shared memory (%p)", who, src, dst);
 }
 
 } // namespace simt

@@ -1,6 +1,7 @@
-/* NCCL among threads or processes of one machine, through a file in shared memory. A collective is cut into pieces; for
- * each, every rank puts its part into its own buffer and then combines all parts in the order of ranks, so results are
- * the same at every run. A rank that has to wait for others does not block: its operation is tried again. */
+/* NCCL among threads or processes of one machine, through a file in shared memory. A collective is cut into
+ * pieces; for each, every rank puts its part into its own buffer and then combines all parts in the order of
+ * ranks, so results are the same at every run. A rank that has to wait for others does not block: its
+ * operation is tried again. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -70,12 +71,16 @@ struct Collective {
 static size_t size_of(ncclDataType_t type) {
     switch (type) {
     case ncclInt8:
-    case ncclUint8: return 1;
-    case ncclBfloat16: return 2;
+    case ncclUint8:
+        return 1;
+    case ncclBfloat16:
+        return 2;
     case ncclInt64:
     case ncclUint64:
-    case ncclFloat64: return 8;
-    default: return 4;
+    case ncclFloat64:
+        return 8;
+    default:
+        return 4;
     }
 }
 
@@ -84,11 +89,16 @@ template <class T, class Sum> static void combine(const Collective &c, int buffe
         Sum total = 0;
         for (int r = 0; r < c.comm->ranks; r++) {
             Sum v = (Sum) reinterpret_cast<const T *>(c.comm->board->rank[r].data[buffer])[i];
-            if (r == 0) total = v;
-            else if (c.op == ncclSum || c.op == ncclAvg) total += v;
-            else if (c.op == ncclProd) total *= v;
-            else if (c.op == ncclMax) total = v > total ? v : total;
-            else total = v < total ? v : total;
+            if (r == 0)
+                total = v;
+            else if (c.op == ncclSum || c.op == ncclAvg)
+                total += v;
+            else if (c.op == ncclProd)
+                total *= v;
+            else if (c.op == ncclMax)
+                total = v > total ? v : total;
+            else
+                total = v < total ? v : total;
         }
         if (c.op == ncclAvg) total = total / (Sum)c.comm->ranks;
         reinterpret_cast<T *>(out)[i] = (T)total;
@@ -97,15 +107,24 @@ template <class T, class Sum> static void combine(const Collective &c, int buffe
 
 static void combine_any(const Collective &c, int buffer, size_t n, char *out) {
     switch (c.type) {
-    case ncclInt8: return combine<int8_t, int>(c, buffer, n, out);
-    case ncclUint8: return combine<uint8_t, unsigned>(c, buffer, n, out);
-    case ncclInt32: return combine<int32_t, int32_t>(c, buffer, n, out);
-    case ncclUint32: return combine<uint32_t, uint32_t>(c, buffer, n, out);
-    case ncclInt64: return combine<int64_t, int64_t>(c, buffer, n, out);
-    case ncclUint64: return combine<uint64_t, uint64_t>(c, buffer, n, out);
-    case ncclFloat64: return combine<double, double>(c, buffer, n, out);
-    case ncclBfloat16: return combine<__nv_bfloat16, float>(c, buffer, n, out);
-    default: return combine<float, float>(c, buffer, n, out);
+    case ncclInt8:
+        return combine<int8_t, int>(c, buffer, n, out);
+    case ncclUint8:
+        return combine<uint8_t, unsigned>(c, buffer, n, out);
+    case ncclInt32:
+        return combine<int32_t, int32_t>(c, buffer, n, out);
+    case ncclUint32:
+        return combine<uint32_t, uint32_t>(c, buffer, n, out);
+    case ncclInt64:
+        return combine<int64_t, int64_t>(c, buffer, n, out);
+    case ncclUint64:
+        return combine<uint64_t, uint64_t>(c, buffer, n, out);
+    case ncclFloat64:
+        return combine<double, double>(c, buffer, n, out);
+    case ncclBfloat16:
+        return combine<__nv_bfloat16, float>(c, buffer, n, out);
+    default:
+        return combine<float, float>(c, buffer, n, out);
     }
 }
 
@@ -120,10 +139,11 @@ static void check_signatures(const Collective &c, int buffer) {
         const Signature &other = c.comm->board->rank[r].signature[buffer];
         if (memcmp(&mine, &other, sizeof mine) != 0)
             report("RANKS DISAGREE", Site{}, nullptr,
-                   "rank %d does collective %llu of %llu elements of type %llu, rank %d %llu of %llu of type %llu",
+                   "rank %d does collective %llu of %llu elements of type %llu, rank %d %llu of %llu of type "
+                   "%llu",
                    c.comm->rank, (unsigned long long)mine.kind, (unsigned long long)mine.count,
-                   (unsigned long long)mine.type, r, (unsigned long long)other.kind, (unsigned long long)other.count,
-                   (unsigned long long)other.type);
+                   (unsigned long long)mine.type, r, (unsigned long long)other.kind,
+                   (unsigned long long)other.count, (unsigned long long)other.type);
     }
 }
 
@@ -139,7 +159,8 @@ static bool all_have(const Collective &c, std::atomic<uint64_t> RankBoard::*what
 static void publish(Collective &c, size_t n, uint64_t piece) {
     RankBoard &mine = c.comm->board->rank[c.comm->rank];
     int buffer = (int)(piece % 2);
-    mine.signature[buffer] = Signature{(uint64_t)c.kind, c.count, (uint64_t)c.type, (uint64_t)(c.kind == kBroadcast ? c.root : c.op)};
+    mine.signature[buffer] = Signature{(uint64_t)c.kind, c.count, (uint64_t)c.type,
+                                       (uint64_t)(c.kind == kBroadcast ? c.root : c.op)};
     if (c.kind == kAllReduce || c.comm->rank == c.root) {
         const char *from = c.send + c.done * size_of(c.type);
 #if SIMT_INSTRUMENTED
@@ -173,8 +194,10 @@ static bool advance(Collective &c) {
 #if SIMT_INSTRUMENTED
         shadow_range_store(out, n * size);
 #endif
-        if (c.kind == kAllReduce) combine_any(c, (int)(piece % 2), n, out);
-        else memcpy(out, comm->board->rank[c.root].data[piece % 2], n * size);
+        if (c.kind == kAllReduce)
+            combine_any(c, (int)(piece % 2), n, out);
+        else
+            memcpy(out, comm->board->rank[c.root].data[piece % 2], n * size);
         mine.consumed = piece + 1;
         comm->pieces++;
         c.published = false;
@@ -188,8 +211,8 @@ static ncclResult_t submit_collective(Collective c, cudaStream_t stream) {
     if (!c.comm || c.root < 0 || c.root >= c.comm->ranks) return ncclInvalidArgument;
     if (c.comm->aborted) return ncclInvalidUsage;
     if (!is_device_address(c.send) || !is_device_address(c.receive))
-        report("HOST POINTER", Site{}, __builtin_return_address(0), "NCCL is given %p and %p: not device memory",
-               (const void *)c.send, (void *)c.receive);
+        report("HOST POINTER", Site{}, __builtin_return_address(0),
+               "NCCL is given %p and %p: not device memory", (const void *)c.send, (void *)c.receive);
     std::lock_guard<std::mutex> guard(machine_lock);
     Stream *s = find_stream(stream);
     if (!s) return ncclInvalidArgument;
@@ -207,8 +230,9 @@ static Board *open_board(const ncclUniqueId &id, char *path, size_t size) {
     snprintf(path, size, "/simt-%016llx%016llx", a, b);
     int fd = shm_open(path, O_RDWR | O_CREAT, 0600);
     if (fd < 0) return nullptr;
-    void *p = ftruncate(fd, sizeof(Board)) ? MAP_FAILED
-                                           : mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void *p = ftruncate(fd, sizeof(Board))
+                  ? MAP_FAILED
+                  : mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
     return p == MAP_FAILED ? nullptr : static_cast<Board *>(p);
 }
@@ -241,7 +265,8 @@ ncclResult_t ncclCommInitRank(ncclComm_t *out, int ranks, ncclUniqueId id, int r
     int device = -1;
     if (cudaGetDevice(&device)) return ncclUnhandledCudaError;
     for (int r = 0; r < ranks; r++)
-        if (r != rank && board->rank[r].pid == getpid() && board->rank[r].device == device) return ncclInvalidUsage;
+        if (r != rank && board->rank[r].pid == getpid() && board->rank[r].device == device)
+            return ncclInvalidUsage;
     board->rank[rank].device = device;
     board->rank[rank].pid = getpid();
     board->joined++;
@@ -320,13 +345,14 @@ const char *ncclGetLastError(ncclComm_t) {
 
 ncclResult_t ncclAllReduce(const void *send, void *receive, size_t count, ncclDataType_t type, ncclRedOp_t op,
                            ncclComm_t comm, cudaStream_t stream) {
-    Collective c{comm, kAllReduce, 0, static_cast<const char *>(send), static_cast<char *>(receive), count, type, op};
+    Collective c{comm,  kAllReduce, 0, static_cast<const char *>(send), static_cast<char *>(receive),
+                 count, type,       op};
     return submit_collective(c, stream);
 }
 
 ncclResult_t ncclBroadcast(const void *send, void *receive, size_t count, ncclDataType_t type, int root,
                            ncclComm_t comm, cudaStream_t stream) {
-    Collective c{comm,  kBroadcast, root, static_cast<const char *>(send), static_cast<char *>(receive),
+    Collective c{comm,  kBroadcast, root,   static_cast<const char *>(send), static_cast<char *>(receive),
                  count, type,       ncclSum};
     return submit_collective(c, stream);
 }

@@ -1,5 +1,5 @@
-/* What the machine says when it stops: one line with kernel, block, thread, address and source line. Also the signal
- * handlers that turn memory faults of kernels and of host code into such lines. */
+/* What the machine says when it stops: one line with kernel, block, thread, address and source line. Also the
+ * signal handlers that turn memory faults of kernels and of host code into such lines. */
 #include <dlfcn.h>
 #include <signal.h>
 #include <ucontext.h>
@@ -55,8 +55,9 @@ void describe_address(uintptr_t address, char *text, size_t size) {
     if (!a) a = allocation_at(address - 4096); /* the pages around an allocation say which one it was */
     if (!a) a = allocation_at(address + 4096);
     if (a && address >= a->base + a->size)
-        snprintf(text, size, "0x%zx, %zu bytes behind the end of %sdevice allocation %u of %zu bytes", (size_t)address,
-                 (size_t)(address - a->base - a->size), a->freed ? "freed " : "", a->number, a->size);
+        snprintf(text, size, "0x%zx, %zu bytes behind the end of %sdevice allocation %u of %zu bytes",
+                 (size_t)address, (size_t)(address - a->base - a->size), a->freed ? "freed " : "", a->number,
+                 a->size);
     else if (a && address < a->base)
         snprintf(text, size, "0x%zx, %zu bytes before %sdevice allocation %u of %zu bytes", (size_t)address,
                  (size_t)(a->base - address), a->freed ? "freed " : "", a->number, a->size);
@@ -83,8 +84,8 @@ void report(const char *what, Site site, const void *pc, const char *format, ...
                         : pc      ? source_line(pc)
                                   : "";
     fflush(stdout);
-    fprintf(stderr, "simt: %s%s: %s%s%s [seed %llu]\n", what, kernel, body, place.empty() ? "" : ", at ", place.c_str(),
-            (unsigned long long)settings().seed);
+    fprintf(stderr, "simt: %s%s: %s%s%s [seed %llu]\n", what, kernel, body, place.empty() ? "" : ", at ",
+            place.c_str(), (unsigned long long)settings().seed);
     fflush(stderr);
     _exit(SIMT_FAULT_EXIT);
 }
@@ -128,7 +129,8 @@ static void on_fault(int number, siginfo_t *info, void *raw) {
     if (number == SIGSEGV && info->si_code == SI_KERNEL && simt_self) {
         char who[96];
         describe_thread(*worker, self()->linear, who, sizeof who);
-        report("MISALIGNED", Site{}, pc, "%s uses an address that is not aligned for its vector type, or no address", who);
+        report("MISALIGNED", Site{}, pc,
+               "%s uses an address that is not aligned for its vector type, or no address", who);
     }
     device_fault(address, write, pc);
     signal(number, SIG_DFL); /* somebody else's fault: let it happen again */

@@ -1,6 +1,7 @@
-/* Finds, at each access: memory that is not allocated, values that nobody has written, and two accesses that nothing
- * orders. Two accesses of one block are ordered by a barrier between them (or, in one warp, a full __syncwarp); of two
- * blocks, by a fence and an atomic on the way (release_at, acquire_at); of two stream operations, by their clocks. */
+/* Finds, at each access: memory that is not allocated, values that nobody has written, and two accesses that
+ * nothing orders. Two accesses of one block are ordered by a barrier between them (or, in one warp, a full
+ * __syncwarp); of two blocks, by a fence and an atomic on the way (release_at, acquire_at); of two stream
+ * operations, by their clocks. */
 #include "shadow.h"
 
 #include <link.h>
@@ -14,9 +15,9 @@
 
 namespace simt {
 
-/* 26 bits serial number of the block | 12 thread | 12 barriers | 8 warp barriers | 6 flags. A written word has in its
- * flags: 2 bits which bytes, 2 bits which bytes have a value, atomic. A read one: 2 bits which bytes, and whether more
- * than one lane, warp, or block has read since. */
+/* 26 bits serial number of the block | 12 thread | 12 barriers | 8 warp barriers | 6 flags. A written word
+ * has in its flags: 2 bits which bytes, 2 bits which bytes have a value, atomic. A read one: 2 bits which
+ * bytes, and whether more than one lane, warp, or block has read since. */
 struct Cell {
     uint64_t written, read;
 };
@@ -83,7 +84,8 @@ static int program_range(dl_phdr_info *info, size_t, void *) {
     return 1;
 }
 
-/* The instrumented build runs all blocks on the thread that executes operations; static shared memory is its. */
+/* The instrumented build runs all blocks on the thread that executes operations; static shared memory is its.
+ */
 static void locate() {
     if (!global_cells) {
         global_cells = reserve_cells(kArenaBytes);
@@ -106,7 +108,8 @@ void shadow_begin_op(Op &op) {
     releases.clear();
     if (!op.first_serial) {
         if (next_serial + op.blocks > kMaxSerial)
-            report("LIMIT", Site{}, nullptr, "more than %u blocks in one run of the instrumented build", kMaxSerial);
+            report("LIMIT", Site{}, nullptr, "more than %u blocks in one run of the instrumented build",
+                   kMaxSerial);
         op.first_serial = next_serial;
         next_serial += (uint32_t)op.blocks;
         ops.push_back(OpInfo{op.first_serial, op.blocks, op.stream->id, op.seq, op.what});
@@ -149,14 +152,19 @@ static void describe_shared(uintptr_t address, char *text, size_t size) {
         snprintf(text, size, "0x%zx, byte %zu of shared variable %s", (size_t)address,
                  (size_t)(address - static_base - symbol->offset), symbol->name);
     else
-        snprintf(text, size, "0x%zx, byte %zd of dynamic shared memory", (size_t)address, (ssize_t)(address - dynamic));
+        snprintf(text, size, "0x%zx, byte %zd of dynamic shared memory", (size_t)address,
+                 (ssize_t)(address - dynamic));
 }
 
 static void describe(const Touch &a, char *who, char *where) {
-    if (simt_self) describe_thread(*worker, self()->linear, who, 96);
-    else snprintf(who, 96, "%s", current ? current->what.c_str() : "the host");
-    if (a.shared) describe_shared(a.address, where, 256);
-    else describe_address(a.address, where, 256);
+    if (simt_self)
+        describe_thread(*worker, self()->linear, who, 96);
+    else
+        snprintf(who, 96, "%s", current ? current->what.c_str() : "the host");
+    if (a.shared)
+        describe_shared(a.address, where, 256);
+    else
+        describe_address(a.address, where, 256);
 }
 
 [[noreturn]] static void complain(const char *what, const Touch &a, const char *rest) {
@@ -176,11 +184,12 @@ static void describe(const Touch &a, char *who, char *where) {
             snprintf(thread, sizeof thread, " thread (%u,%u,%u) of block number %llu of", i.x, i.y, i.z,
                      (unsigned long long)block);
         } else {
-            snprintf(thread, sizeof thread, " thread %u of block number %llu of", t, (unsigned long long)block);
+            snprintf(thread, sizeof thread, " thread %u of block number %llu of", t,
+                     (unsigned long long)block);
         }
     }
-    snprintf(rest, sizeof rest, ", which%s %s has %s, and %s", thread, op.what.c_str(), other_wrote ? "written" : "read",
-             between);
+    snprintf(rest, sizeof rest, ", which%s %s has %s, and %s", thread, op.what.c_str(),
+             other_wrote ? "written" : "read", between);
     complain("RACE", a, rest);
 }
 
@@ -233,8 +242,10 @@ static inline void touch_load(Cell &c, uint64_t mask, uint64_t me, const Touch &
     if (serial_of(r) == serial_of(me)) {
         keep = r & (kBlocks | kBytes);
         if (epoch_of(r) == epoch_of(me)) {
-            if (thread_of(r) >> 5 != thread_of(me) >> 5) keep |= kWarps;
-            else if (thread_of(r) != thread_of(me)) keep |= kLanes;
+            if (thread_of(r) >> 5 != thread_of(me) >> 5)
+                keep |= kWarps;
+            else if (thread_of(r) != thread_of(me))
+                keep |= kLanes;
             keep |= r & kWarps;
             if (sync_of(r) == sync_of(me)) keep |= r & kLanes;
         }
@@ -247,7 +258,8 @@ static inline void touch_load(Cell &c, uint64_t mask, uint64_t me, const Touch &
 static inline void touch_store(Cell &c, uint64_t mask, uint64_t me, const Touch &a) {
     uint64_t w = c.written, r = c.read;
     bool stale = a.shared && serial_of(w) != serial_of(me), atomic = a.kind == Access::Atomic;
-    if (atomic && (stale || (mask & ~(w >> kValueAt)))) complain("UNINITIALISED", a, ", which nobody has written");
+    if (atomic && (stale || (mask & ~(w >> kValueAt))))
+        complain("UNINITIALISED", a, ", which nobody has written");
     if (stale) w = 0;
     if ((w ^ me) & ~kFlags && (w & mask) && serial_of(w) && !(atomic && (w & kAtomic)))
         check_order(a, me, w, true, 0);
@@ -268,8 +280,10 @@ static inline void touch(Cell *cells, uintptr_t offset, size_t bytes, uint64_t m
         uint64_t mask = 3;
         if (g * 2 < offset) mask &= 2;
         if (g * 2 + 2 > end) mask &= 1;
-        if (a.kind == Access::Load) touch_load(cells[g], mask, me, a);
-        else touch_store(cells[g], mask, me, a);
+        if (a.kind == Access::Load)
+            touch_load(cells[g], mask, me, a);
+        else
+            touch_store(cells[g], mask, me, a);
     }
 }
 
@@ -300,9 +314,7 @@ static void check_bounds(const Touch &a) {
 
 /* What is neither device nor shared memory: the thread's own, or a mistake. */
 static void other_memory(const Touch &a) {
-    Worker &w = *worker;
     if (a.address >= program_begin && a.address < program_end) return;
-    if (a.address - (uintptr_t)w.launch->request.arguments.get() < w.launch->request.arguments_size) return;
     if (is_pinned((const void *)a.address, a.bytes)) return;
     complain("HOST POINTER", a, ", which is host memory or another thread's");
 }
@@ -332,7 +344,8 @@ static Cell *shared_cells(Touch &a, uintptr_t *offset) {
     if (in_static < static_bytes) {
         static const SharedSymbol *last;
         const SharedSymbol *symbol = last;
-        if (!symbol || in_static - symbol->offset >= symbol->size) symbol = last = shared_symbol_at(in_static);
+        if (!symbol || in_static - symbol->offset >= symbol->size)
+            symbol = last = shared_symbol_at(in_static);
         if (symbol && symbol->guard) {
             *offset = 0;
             return nullptr;
@@ -350,7 +363,10 @@ static Cell *shared_cells(Touch &a, uintptr_t *offset) {
 
 /* The thread's own stack and variables, and what the machine itself keeps in reach of inlined code. */
 static bool is_private(Worker &w, uintptr_t address) {
-    if (address - (uintptr_t)w.current->stack < w.current->size || address - (uintptr_t)&w < sizeof w) return true;
+    if (address - (uintptr_t)w.current->stack < w.current->size || address - (uintptr_t)&w < sizeof w)
+        return true;
+    if (address - (uintptr_t)w.launch->request.arguments.get() < w.launch->request.arguments_size)
+        return true;
     uintptr_t in_static = address - static_base;
     return in_static - self_offset < sizeof simt_self || in_static - here_offset < sizeof simt_here;
 }
@@ -408,8 +424,10 @@ void shadow_copy(void *dst, const void *src, size_t bytes) {
     if (!src || !dst) return;
     uintptr_t to = (uintptr_t)dst - arena_base;
     for (size_t i = 0; i < bytes; i++) {
-        if (has_value(src, i)) shadow_range_load(static_cast<const char *>(src) + i, 1);
-        else forget_value(global_cells[(to + i) / 2], 1u << ((to + i) & 1));
+        if (has_value(src, i))
+            shadow_range_load(static_cast<const char *>(src) + i, 1);
+        else
+            forget_value(global_cells[(to + i) / 2], 1u << ((to + i) & 1));
     }
 }
 

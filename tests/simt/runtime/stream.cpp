@@ -183,7 +183,8 @@ void wait_device(int device) {
             merge(clock, s->last);
         }
     if (targets.size() > 1 && settings().seed > 1)
-        std::rotate(targets.begin(), targets.begin() + (long)(mix(settings().seed, ++choices) % targets.size()),
+        std::rotate(targets.begin(),
+                    targets.begin() + (long)(mix(settings().seed, ++choices) % targets.size()),
                     targets.end());
     device_open();
     for (const Need &t : targets) wait_for(*t.stream, t.seq);

@@ -57,7 +57,8 @@ static cudaError_t launch_error(const LaunchRequest &r) {
         return cudaErrorInvalidConfiguration;
     auto found = dynamic_limit.find(r.function);
     size_t fixed = static_shared_of(r.function);
-    size_t limit = found == dynamic_limit.end() ? 49152 - std::min<size_t>(fixed, 49152) : (size_t)found->second;
+    size_t limit =
+        found == dynamic_limit.end() ? 49152 - std::min<size_t>(fixed, 49152) : (size_t)found->second;
     if (r.shared > limit || r.shared + fixed > device_model().shared_optin) return cudaErrorInvalidValue;
     return cudaSuccess;
 }
@@ -73,7 +74,8 @@ static void check_pointers(const LaunchRequest &r) {
             report("USE AFTER FREE", Site{r.file, r.line}, nullptr, "kernel %s is given %s", r.kernel, where);
         if (!is_device_address(p))
             report("HOST POINTER", Site{r.file, r.line}, nullptr,
-                   "pointer argument %zu of kernel %s is %s, which is not device memory", i + 1, r.kernel, where);
+                   "pointer argument %zu of kernel %s is %s, which is not device memory", i + 1, r.kernel,
+                   where);
     }
 }
 
@@ -411,7 +413,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t *out) {
     if (!s->capture) return api_return(cudaErrorInvalidValue);
     Capture *c = s->capture;
     if (c->origin != s) return api_return(cudaErrorStreamCaptureUnmatched);
-    cudaError_t error = c->invalid   ? cudaErrorStreamCaptureInvalidated
+    cudaError_t error = c->invalid    ? cudaErrorStreamCaptureInvalidated
                         : !joined(*c) ? cudaErrorStreamCaptureUnjoined
                                       : cudaSuccess;
     end_capture(c);

@@ -36,8 +36,8 @@ static void read_table(const char *file) {
             /* _ZZ: local to a C++ function; the machine's own are in namespace simt. */
             /* Arrays of classes get a guard variable (_ZGVZ) although nothing is to be constructed. */
             bool guard = strncmp(name, "_ZGVZ", 5) == 0;
-            if (type == STT_TLS && (guard || strncmp(name, "_ZZ", 3) == 0) && strncmp(name, "_ZZN4simt", 9) != 0 &&
-                symbol.st_shndx != SHN_UNDEF)
+            if (type == STT_TLS && (guard || strncmp(name, "_ZZ", 3) == 0) &&
+                strncmp(name, "_ZZN4simt", 9) != 0 && symbol.st_shndx != SHN_UNDEF)
                 symbols.push_back(SharedSymbol{name, symbol.st_value, symbol.st_size, guard});
         }
     }
@@ -78,8 +78,10 @@ const SharedSymbol *shared_symbol_at(size_t offset) {
     size_t low = 0, high = symbols.size();
     while (low < high) {
         size_t middle = (low + high) / 2;
-        if (symbols[middle].offset <= offset) low = middle + 1;
-        else high = middle;
+        if (symbols[middle].offset <= offset)
+            low = middle + 1;
+        else
+            high = middle;
     }
     if (low == 0) return nullptr;
     const SharedSymbol &s = symbols[low - 1];

@@ -1,26 +1,17 @@
-/* Warp collectives. Each lane that calls one joins the oldest open meeting with the same mask that it has not joined
- * yet. A shuffle needs only its source lane to have arrived, so a lane may run ahead of the others: CUDA promises no
- * memory ordering for shuffles, and most of them cost no switch. All other collectives wait for the whole mask. */
+/* Warp collectives. Each lane that calls one joins the oldest open meeting with the same mask that it has not
+ * joined yet. A shuffle needs only its source lane to have arrived, so a lane may run ahead of the others:
+ * CUDA promises no memory ordering for shuffles, and most of them cost no switch. All other collectives wait
+ * for the whole mask. */
 #include "machine.h"
 #include "mma_run.h"
 
 namespace simt {
 
-static const char *const kNames[] = {"__syncwarp",
-                                     "a shuffle",
-                                     "a vote",
-                                     "__reduce_add_sync",
-                                     "__reduce_min_sync",
-                                     "__reduce_max_sync",
-                                     "__reduce_add_sync",
-                                     "__reduce_min_sync",
-                                     "__reduce_max_sync",
-                                     "__reduce_and_sync",
-                                     "__reduce_or_sync",
-                                     "__reduce_xor_sync",
-                                     "__match_any_sync",
-                                     "__match_all_sync",
-                                     "mma_sync"};
+static const char *const kNames[] = {"__syncwarp",        "a shuffle",         "a vote",
+                                     "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync",
+                                     "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync",
+                                     "__reduce_and_sync", "__reduce_or_sync",  "__reduce_xor_sync",
+                                     "__match_any_sync",  "__match_all_sync",  "mma_sync"};
 
 void warp_reset(Worker &w, int index, int lanes) {
     Warp &warp = w.warps[index];
@@ -43,21 +34,40 @@ static uint64_t combine(const Rendezvous &r) {
         uint64_t v = r.value[i];
         int a = (int)result, b = (int)v;
         switch (r.kind) {
-        case SIMT_WARP_BALLOT: result |= v << i; break;
+        case SIMT_WARP_BALLOT:
+            result |= v << i;
+            break;
         case SIMT_WARP_ADD_S:
-        case SIMT_WARP_ADD_U: result = (uint32_t)(result + v); break;
-        case SIMT_WARP_MIN_S: result = first || b < a ? v : result; break;
-        case SIMT_WARP_MAX_S: result = first || b > a ? v : result; break;
-        case SIMT_WARP_MIN_U: result = first || v < result ? v : result; break;
-        case SIMT_WARP_MAX_U: result = first || v > result ? v : result; break;
-        case SIMT_WARP_AND: result = first ? v : result & v; break;
-        case SIMT_WARP_OR: result |= v; break;
-        case SIMT_WARP_XOR: result ^= v; break;
+        case SIMT_WARP_ADD_U:
+            result = (uint32_t)(result + v);
+            break;
+        case SIMT_WARP_MIN_S:
+            result = first || b < a ? v : result;
+            break;
+        case SIMT_WARP_MAX_S:
+            result = first || b > a ? v : result;
+            break;
+        case SIMT_WARP_MIN_U:
+            result = first || v < result ? v : result;
+            break;
+        case SIMT_WARP_MAX_U:
+            result = first || v > result ? v : result;
+            break;
+        case SIMT_WARP_AND:
+            result = first ? v : result & v;
+            break;
+        case SIMT_WARP_OR:
+            result |= v;
+            break;
+        case SIMT_WARP_XOR:
+            result ^= v;
+            break;
         case SIMT_WARP_MATCH_ALL:
             if (first) result = v;
             if (v == result) agree |= 1u << i;
             break;
-        default: break;
+        default:
+            break;
         }
         first = false;
     }
@@ -78,8 +88,10 @@ static void settle(Worker &w, int index, Rendezvous &r) {
     Warp &warp = w.warps[index];
     if (r.done || (r.mask & warp.live & ~r.arrived)) return;
     r.done = true;
-    if (r.kind == SIMT_WARP_MMA) run_product(w, r);
-    else if (r.kind != SIMT_WARP_SHUFFLE) r.result = combine(r);
+    if (r.kind == SIMT_WARP_MMA)
+        run_product(w, r);
+    else if (r.kind != SIMT_WARP_SHUFFLE)
+        r.result = combine(r);
     if (r.kind == SIMT_WARP_SYNC && !(warp.live & ~r.mask)) warp.sync_epoch++;
     wake_lanes(w, index, r.waiting);
     r.waiting = 0;
@@ -122,8 +134,8 @@ void warp_exit(Worker &w, Lane &me) {
     char one[96], two[96];
     describe_thread(w, me.linear, one, sizeof one);
     describe_thread(w, me.warp * kWarp + __builtin_ctz(r.arrived), two, sizeof two);
-    report("DIVERGENT", site, nullptr, "%s calls %s with mask %08x, but %s calls %s with that mask at %s:%d", one,
-           kNames[kind], r.mask, two, kNames[r.kind], r.site.file, r.site.line);
+    report("DIVERGENT", site, nullptr, "%s calls %s with mask %08x, but %s calls %s with that mask at %s:%d",
+           one, kNames[kind], r.mask, two, kNames[r.kind], r.site.file, r.site.line);
 }
 
 static Rendezvous &join(Worker &w, Lane &me, int kind, unsigned mask, uint64_t value, Site site) {
@@ -190,7 +202,8 @@ unsigned simt_active_mask() {
 }
 
 void simt_bad_width(int width, const char *file, int line) {
-    report("BAD CALL", Site{file, line}, nullptr, "a shuffle's width must be a power of two up to 32, not %d", width);
+    report("BAD CALL", Site{file, line}, nullptr, "a shuffle's width must be a power of two up to 32, not %d",
+           width);
 }
 
 uint64_t simt_collective(int kind, unsigned mask, uint64_t value, const char *file, int line) {

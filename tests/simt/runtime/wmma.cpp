@@ -1,5 +1,6 @@
-/* WMMA tiles. A lane loads and stores its own elements, and a product runs when the last lane of the warp asks for it.
- * Element e of lane l is number ((l + rotation) % 32) * elements_per_lane + e of the tile in row order. */
+/* WMMA tiles. A lane loads and stores its own elements, and a product runs when the last lane of the warp
+ * asks for it. Element e of lane l is number ((l + rotation) % 32) * elements_per_lane + e of the tile in row
+ * order. */
 #include <cstring>
 
 #include "machine.h"
@@ -16,14 +17,17 @@ static void check_tile(const simt_tile &tile, const void *memory, unsigned ld, c
     char who[96];
     if ((uintptr_t)memory % 32) {
         describe_thread(*worker, self()->linear, who, sizeof who);
-        report("MISALIGNED", site, nullptr, "%s: %s takes a tile at %p, which is not 32-byte aligned", who, call,
-               memory);
+        report("MISALIGNED", site, nullptr, "%s: %s takes a tile at %p, which is not 32-byte aligned", who,
+               call, memory);
     }
-    unsigned step = 16u / (unsigned)tile.element, least = (unsigned)(tile.row_major ? tile.columns : tile.rows);
+    unsigned step = 16u / (unsigned)tile.element,
+             least = (unsigned)(tile.row_major ? tile.columns : tile.rows);
     if (ld % step || ld < least) {
         describe_thread(*worker, self()->linear, who, sizeof who);
-        report("BAD CALL", site, nullptr, "%s: %s takes leading dimension %u: it must be a multiple of %u and at "
-               "least %u", who, call, ld, step, least);
+        report("BAD CALL", site, nullptr,
+               "%s: %s takes leading dimension %u: it must be a multiple of %u and at "
+               "least %u",
+               who, call, ld, step, least);
     }
 }
 
@@ -40,7 +44,8 @@ static void count(const simt_tile &tile, const void *memory, unsigned ld, bool s
     count_tile(memory, rows, (size_t)(length * tile.element), (size_t)ld * (size_t)tile.element, store, true);
 }
 
-/* The whole tile of a fragment kind, from the registers of all lanes. Tensor cores read the upper 19 bits of a float. */
+/* The whole tile of a fragment kind, from the registers of all lanes. Tensor cores read the upper 19 bits of
+ * a float. */
 template <int elements, int bytes> static void gather(const Rendezvous &r, bool second, float *out) {
     constexpr int per_lane = elements / kWarp;
     for (int lane = 0; lane < kWarp; lane++) {
@@ -50,7 +55,8 @@ template <int elements, int bytes> static void gather(const Rendezvous &r, bool 
         uint16_t narrow[per_lane];
         uint32_t wide[per_lane];
         memcpy(bytes == 2 ? (void *)narrow : wide, x, (size_t)(per_lane * bytes));
-        for (int e = 0; e < per_lane; e++) wide[e] = bytes == 2 ? (uint32_t)narrow[e] << 16 : wide[e] & ~0x1fffu;
+        for (int e = 0; e < per_lane; e++)
+            wide[e] = bytes == 2 ? (uint32_t)narrow[e] << 16 : wide[e] & ~0x1fffu;
         memcpy(to, wide, sizeof wide);
     }
 }
@@ -82,10 +88,14 @@ void run_product(Worker &w, Rendezvous &r) {
     const simt_product *any = reinterpret_cast<const simt_product *>(r.value[__builtin_ctz(r.arrived)]);
     if (r.arrived != 0xffffffffu)
         report("DIVERGENT", r.site, nullptr, "mma_sync needs all 32 lanes, only %08x came", r.arrived);
-    if (any->element == 4) product<16, 16, 8, 4>(r);
-    else if (any->m == 16) product<16, 16, 16, 2>(r);
-    else if (any->m == 8) product<8, 32, 16, 2>(r);
-    else product<32, 8, 16, 2>(r);
+    if (any->element == 4)
+        product<16, 16, 8, 4>(r);
+    else if (any->m == 16)
+        product<16, 16, 16, 2>(r);
+    else if (any->m == 8)
+        product<8, 32, 16, 2>(r);
+    else
+        product<32, 8, 16, 2>(r);
     count_flops(*w.launch, 2ull * (unsigned)any->m * (unsigned)any->n * (unsigned)any->k);
 }
 
@@ -99,7 +109,8 @@ static int run_length(const simt_tile &tile, int per_lane) {
 
 using namespace simt;
 
-void simt_tile_load(void *elements, const simt_tile *tile, const void *memory, unsigned ld, const char *file, int line) {
+void simt_tile_load(void *elements, const simt_tile *tile, const void *memory, unsigned ld, const char *file,
+                    int line) {
     Site site{file, line};
     check_tile(*tile, memory, ld, "load_matrix_sync", site);
     int per_lane = tile->rows * tile->columns / kWarp, first = first_element(self()->lane, per_lane);

@@ -1,6 +1,6 @@
-/* Correct kernels of every kind that a training backend needs: they must pass on the machine, in both builds and under
- * every seed, with the same bits. The file is CUDA C++; nvcc compiles it too. Usage: selftest-correct (seed from
- * SIMT_SEED). Prints a hash of all results. */
+/* Correct kernels of every kind that a training backend needs: they must pass on the machine, in both builds
+ * and under every seed, with the same bits. The file is CUDA C++; nvcc compiles it too. Usage:
+ * selftest-correct (seed from SIMT_SEED). Prints a hash of all results. */
 #include <cuda_bf16.h>
 #include <cuda_pipeline.h>
 #include <curand_kernel.h>
@@ -17,25 +17,26 @@
 
 using namespace nvcuda;
 
-#define CHECK(condition)                                                                                           \
-    do {                                                                                                           \
-        if (!(condition)) {                                                                                        \
-            printf("%s:%d: %s is false\n", __FILE__, __LINE__, #condition);                                        \
-            exit(1);                                                                                               \
-        }                                                                                                          \
+#define CHECK(condition)                                                                                     \
+    do {                                                                                                     \
+        if (!(condition)) {                                                                                  \
+            printf("%s:%d: %s is false\n", __FILE__, __LINE__, #condition);                                  \
+            exit(1);                                                                                         \
+        }                                                                                                    \
     } while (0)
-#define OK(call)                                                                                                   \
-    do {                                                                                                           \
-        cudaError_t error_ = (call);                                                                               \
-        if (error_) {                                                                                              \
-            printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error_));                      \
-            exit(1);                                                                                               \
-        }                                                                                                          \
+#define OK(call)                                                                                             \
+    do {                                                                                                     \
+        cudaError_t error_ = (call);                                                                         \
+        if (error_) {                                                                                        \
+            printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error_));                \
+            exit(1);                                                                                         \
+        }                                                                                                    \
     } while (0)
 
 static uint64_t hash = 1469598103934665603u;
 static void add_hash(const void *data, size_t bytes) {
-    for (size_t i = 0; i < bytes; i++) hash = (hash ^ static_cast<const unsigned char *>(data)[i]) * 1099511628211u;
+    for (size_t i = 0; i < bytes; i++)
+        hash = (hash ^ static_cast<const unsigned char *>(data)[i]) * 1099511628211u;
 }
 
 /* A vector on the device with a copy on the host. */
@@ -47,7 +48,9 @@ template <class T> struct Buffer {
         OK(cudaMalloc(&device, n * sizeof(T)));
         if (upload) OK(cudaMemcpy(device, host.data(), n * sizeof(T), cudaMemcpyHostToDevice));
     }
-    ~Buffer() { OK(cudaFree(device)); }
+    ~Buffer() {
+        OK(cudaFree(device));
+    }
     const std::vector<T> &read() {
         OK(cudaMemcpy(host.data(), device, host.size() * sizeof(T), cudaMemcpyDeviceToHost));
         add_hash(host.data(), host.size() * sizeof(T));
@@ -107,7 +110,8 @@ static void test_sum() {
     OK(cudaMalloc(&done, sizeof *done));
     OK(cudaMemset(done, 0, sizeof *done));
     for (int repeat = 0; repeat < 2; repeat++)
-        TN_LAUNCH(sum_stage, blocks, 256, 256 * sizeof(float), 0, out.device, partial.device, done, x.device, n);
+        TN_LAUNCH(sum_stage, blocks, 256, 256 * sizeof(float), 0, out.device, partial.device, done, x.device,
+                  n);
     out.read();
     double expected = 0;
     for (float v : x.host) expected += v;
@@ -191,14 +195,17 @@ __global__ void stencil(__nv_bfloat16 *out, const __nv_bfloat16 *in, int rows, i
     };
     fetch(0);
     for (int row = 0; row < rows; row++) {
-        if (row + 1 < rows) fetch(row + 1);
-        else __pipeline_commit();
+        if (row + 1 < rows)
+            fetch(row + 1);
+        else
+            __pipeline_commit();
         __pipeline_wait_prior(1);
         __syncthreads();
         const __nv_bfloat16 *l = line[row & 1];
         float left = t > 0 ? __bfloat162float(l[t - 1]) : 0.0f;
         float right = t + 1 < width ? __bfloat162float(l[t + 1]) : 0.0f;
-        if (t < width) out[row * width + t] = __float2bfloat16(0.25f * left + 0.5f * (float)l[t] + 0.25f * right);
+        if (t < width)
+            out[row * width + t] = __float2bfloat16(0.25f * left + 0.5f * (float)l[t] + 0.25f * right);
         __syncthreads();
     }
 }
@@ -211,7 +218,8 @@ static void test_stencil() {
     for (int i = 0; i < rows * width; i++) {
         int t = i % width;
         float left = t > 0 ? (float)in.host[i - 1] : 0, right = t + 1 < width ? (float)in.host[i + 1] : 0;
-        CHECK((float)out.host[i] == (float)__nv_bfloat16(0.25f * left + 0.5f * (float)in.host[i] + 0.25f * right));
+        CHECK((float)out.host[i] ==
+              (float)__nv_bfloat16(0.25f * left + 0.5f * (float)in.host[i] + 0.25f * right));
     }
 }
 
@@ -256,14 +264,16 @@ template <int M, int N, int K, class T, class E, class LB> static void test_wmma
     Buffer<E> a(m * k), b(k * n);
     Buffer<float> c(m * n, false);
     bool by_row = std::is_same<LB, wmma::row_major>::value;
-    TN_LAUNCH((wmma_gemm<M, N, K, T, E, LB>), dim3(n / N, m / M), 32, 0, 0, c.device, a.device, b.device, n, k, 0.5f);
+    TN_LAUNCH((wmma_gemm<M, N, K, T, E, LB>), dim3(n / N, m / M), 32, 0, 0, c.device, a.device, b.device, n,
+              k, 0.5f);
     OK(cudaGetLastError());
     c.read();
     for (int i = 0; i < m; i++)
         for (int j = 0; j < n; j++) {
             double s = 0;
             for (int l = 0; l < k; l++)
-                s += (double)rounded(a.host[i * k + l]) * rounded(by_row ? b.host[l * n + j] : b.host[j * k + l]);
+                s += (double)rounded(a.host[i * k + l]) *
+                     rounded(by_row ? b.host[l * n + j] : b.host[j * k + l]);
             CHECK(fabs(c.host[i * n + j] - (0.5 * s + 1.0)) < 1e-4);
         }
 }
@@ -321,8 +331,10 @@ static void test_streams() {
             OK(cudaGraphInstantiate(&exec, graph, 0));
             OK(cudaGraphDestroy(graph));
         }
-        if (exec) OK(cudaGraphLaunch(exec, p.a));
-        else step(p);
+        if (exec)
+            OK(cudaGraphLaunch(exec, p.a));
+        else
+            step(p);
         OK(cudaStreamSynchronize(p.a));
         for (int i = 0; i < p.n; i++) CHECK(p.host_out[i] == 10.0f * p.host_in[i]);
         add_hash(p.host_out, p.n * sizeof(float));

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/philox.h"
 #include "simt.h"
 
 #define CHECK(condition)                                                                                     \
@@ -25,6 +26,8 @@
 void launch_fill(float *y, float v, int n, int threads, cudaStream_t stream);
 void launch_strided(float *y, const float *x, int stride, int n, cudaStream_t stream);
 void launch_columns(float *y, int pitch, cudaStream_t stream);
+void launch_stream_words(unsigned *y, unsigned long long seed, unsigned purpose, unsigned a, unsigned b,
+                         int n);
 
 static void test_modes(void) {
     int count = -1;
@@ -304,11 +307,23 @@ static void test_counters(void) {
     CHECK(cudaFree(x) == cudaSuccess && cudaFree(y) == cudaSuccess);
 }
 
+/* The host's generator and the device's draw the same words. */
+static void test_philox(void) {
+    unsigned *x, words[22];
+    CHECK(cudaMalloc((void **)&x, sizeof words) == cudaSuccess);
+    launch_stream_words(x, 0xfedcba9876543210u, TN_RNG_AUGMENT, 17, 49999, 22);
+    CHECK(cudaMemcpy(words, x, sizeof words, cudaMemcpyDeviceToHost) == cudaSuccess);
+    tn_rng rng = tn_rng_open(0xfedcba9876543210u, TN_RNG_AUGMENT, 17, 49999);
+    for (int i = 0; i < 22; i++) CHECK(words[i] == tn_rng_bits(&rng));
+    CHECK(cudaFree(x) == cudaSuccess);
+}
+
 int main(void) {
     test_modes();
     test_errors();
     test_capture_rules();
     test_poll();
+    test_philox();
     test_blas();
     test_blas_precisions();
     test_counters();

@@ -1,4 +1,6 @@
 /* The kernels that libraries.c launches. */
+#include <curand_kernel.h>
+
 #include "kernels/launch.h"
 
 __global__ void fill(float *y, float v, int n) {
@@ -28,4 +30,16 @@ __global__ void columns(float *y, int pitch) {
 }
 extern "C" void launch_columns(float *y, int pitch, cudaStream_t stream) {
     TN_LAUNCH(columns, 1, 32, 32 * 33 * sizeof(float), stream, y, pitch);
+}
+
+/* Words 0..n-1 of the stream that src/base/philox.h calls (seed, purpose, a, b). */
+__global__ void stream_words(unsigned *y, unsigned long long seed, unsigned purpose, unsigned a, unsigned b,
+                             int n) {
+    curandStatePhilox4_32_10_t state;
+    curand_init(seed, (unsigned long long)purpose << 32 | a, (unsigned long long)b << 34, &state);
+    for (int i = 0; i < n; i++) y[i] = curand(&state);
+}
+extern "C" void launch_stream_words(unsigned *y, unsigned long long seed, unsigned purpose, unsigned a,
+                                    unsigned b, int n) {
+    TN_LAUNCH(stream_words, 1, 1, 0, 0, y, seed, purpose, a, b, n);
 }

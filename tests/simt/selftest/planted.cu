@@ -1,5 +1,6 @@
-/* One small program per class of fault. `selftest-planted NAME bad` plants the fault, `NAME good` is the same without;
- * `selftest-planted` alone lists: name, builds that catch it (plain, check or both), what the machine must say. */
+/* One small program per class of fault. `selftest-planted NAME bad` plants the fault, `NAME good` is the same
+ * without; `selftest-planted` alone lists: name, builds that catch it (plain, check or both), what the
+ * machine must say. */
 #include <cublas_v2.h>
 #include <cuda_bf16.h>
 #include <cuda_pipeline.h>
@@ -13,20 +14,20 @@
 
 using namespace nvcuda;
 
-#define OK(call)                                                                                                   \
-    do {                                                                                                           \
-        cudaError_t error_ = (call);                                                                               \
-        if (error_) {                                                                                              \
-            printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error_));                      \
-            exit(1);                                                                                               \
-        }                                                                                                          \
+#define OK(call)                                                                                             \
+    do {                                                                                                     \
+        cudaError_t error_ = (call);                                                                         \
+        if (error_) {                                                                                        \
+            printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error_));                \
+            exit(1);                                                                                         \
+        }                                                                                                    \
     } while (0)
-#define EXPECT(condition)                                                                                          \
-    do {                                                                                                           \
-        if (!(condition)) {                                                                                        \
-            printf("wrong result: %s\n", #condition);                                                              \
-            exit(3);                                                                                               \
-        }                                                                                                          \
+#define EXPECT(condition)                                                                                    \
+    do {                                                                                                     \
+        if (!(condition)) {                                                                                  \
+            printf("wrong result: %s\n", #condition);                                                        \
+            exit(3);                                                                                         \
+        }                                                                                                    \
     } while (0)
 
 static float *device_floats(int n, bool clear = true) {
@@ -89,8 +90,10 @@ static void race_of_blocks(bool bad) {
 }
 
 __global__ void add_all(float *sum, bool bad) {
-    if (bad) *sum += 1.0f;
-    else atomicAdd(sum, 1.0f);
+    if (bad)
+        *sum += 1.0f;
+    else
+        atomicAdd(sum, 1.0f);
 }
 static void missing_atomic(bool bad) {
     TN_LAUNCH(add_all, 4, 64, 0, 0, device_floats(1), bad);
@@ -104,7 +107,8 @@ __global__ void last_block(float *out, float *partial, unsigned *done, bool bad)
         for (unsigned b = 0; b < gridDim.x; b++) *out += partial[b];
 }
 static void missing_fence(bool bad) {
-    TN_LAUNCH(last_block, 4, 1, 0, 0, device_floats(1), device_floats(4, false), (unsigned *)device_floats(1), bad);
+    TN_LAUNCH(last_block, 4, 1, 0, 0, device_floats(1), device_floats(4, false), (unsigned *)device_floats(1),
+              bad);
     finish();
 }
 
@@ -197,8 +201,10 @@ static void divergent_barrier(bool bad) {
 }
 
 __global__ void two_barriers(float *y, bool bad) {
-    if (bad && threadIdx.x < 32) __syncthreads();
-    else __syncthreads();
+    if (bad && threadIdx.x < 32)
+        __syncthreads();
+    else
+        __syncthreads();
     y[threadIdx.x] = 1.0f;
 }
 static void different_barriers(bool bad) {
@@ -320,7 +326,8 @@ __global__ void wide_load(float4 *y, const float *x, int shift) {
     y[threadIdx.x] = *(const float4 *)(x + threadIdx.x * 4 + shift);
 }
 static void misaligned_vector(bool bad) {
-    TN_LAUNCH(wide_load, 1, 8, 0, 0, (float4 *)device_floats(64), (const float *)device_floats(64), bad ? 1 : 4);
+    TN_LAUNCH(wide_load, 1, 8, 0, 0, (float4 *)device_floats(64), (const float *)device_floats(64),
+              bad ? 1 : 4);
     finish();
 }
 
@@ -330,11 +337,13 @@ __global__ void load_tile(float *y, const __nv_bfloat16 *x, int shift, int ld) {
     y[threadIdx.x] = (float)a.x[0];
 }
 static void misaligned_tile(bool bad) {
-    TN_LAUNCH(load_tile, 1, 32, 0, 0, device_floats(32), (const __nv_bfloat16 *)device_floats(400), bad ? 8 : 16, 16);
+    TN_LAUNCH(load_tile, 1, 32, 0, 0, device_floats(32), (const __nv_bfloat16 *)device_floats(400),
+              bad ? 8 : 16, 16);
     finish();
 }
 static void bad_tile_pitch(bool bad) {
-    TN_LAUNCH(load_tile, 1, 32, 0, 0, device_floats(32), (const __nv_bfloat16 *)device_floats(400), 0, bad ? 20 : 24);
+    TN_LAUNCH(load_tile, 1, 32, 0, 0, device_floats(32), (const __nv_bfloat16 *)device_floats(400), 0,
+              bad ? 20 : 24);
     finish();
 }
 
@@ -343,7 +352,8 @@ static void bad_blas_ld(bool bad) {
     cublasHandle_t handle;
     float one = 1.0f, zero = 0.0f, *a = device_floats(64), *b = device_floats(64), *c = device_floats(64);
     if (cublasCreate(&handle)) exit(1);
-    cublasStatus_t status = cublasSgemm(handle, CUBLAS_OP_N, CUBLAS_OP_T, 8, 4, 6, &one, a, bad ? 7 : 8, b, 4, &zero, c, 8);
+    cublasStatus_t status =
+        cublasSgemm(handle, CUBLAS_OP_N, CUBLAS_OP_T, 8, 4, 6, &one, a, bad ? 7 : 8, b, 4, &zero, c, 8);
     finish();
     if (status) {
         fprintf(stderr, "cuBLAS: %s\n", cublasGetStatusName(status));
@@ -437,7 +447,8 @@ static const Fault faults[] = {
 
 int main(int argc, char **argv) {
     for (const Fault &f : faults) {
-        if (argc < 3) printf("%s\t%s\t%s\n", f.name, f.builds, f.message);
+        if (argc < 3)
+            printf("%s\t%s\t%s\n", f.name, f.builds, f.message);
         else if (strcmp(argv[1], f.name) == 0) {
             f.run(strcmp(argv[2], "bad") == 0);
             return 0;
