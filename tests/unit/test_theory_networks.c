@@ -143,6 +143,26 @@ static void test_states_are_as_defined(void **state) {
     fixture_free(&f);
 }
 
+/* F by the definition of both losses. */
+static void test_losses_are_as_defined(void **state) {
+    (void)state;
+    fixture f;
+    fixture_make(&f, 0.4, 1);
+    double squared = 0, entropy = 0;
+    tn_fc_forward(&f.net, f.x, &f.pass);
+    for (int i = 0; i < N; i++) {
+        double total = 0;
+        for (int k = 0; k < D; k++) {
+            squared += pow(f.pass.y[i * D + k] - f.targets[i * D + k], 2) / 2;
+            total += exp(f.pass.y[i * D + k]);
+        }
+        entropy -= log(exp(f.pass.y[i * D + f.labels[i]]) / total);
+    }
+    assert_close(tn_fc_squared_loss(&f.pass, f.targets), squared, 1e-13, "squared loss");
+    assert_close(tn_fc_cross_entropy(&f.pass, f.labels), entropy, 1e-13, "cross-entropy");
+    fixture_free(&f);
+}
+
 static void test_sample_gradient_norms(void **state) {
     (void)state;
     fixture f;
@@ -389,6 +409,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients_agree_with_differences),
         cmocka_unit_test(test_states_are_as_defined),
+        cmocka_unit_test(test_losses_are_as_defined),
         cmocka_unit_test(test_sample_gradient_norms),
         cmocka_unit_test(test_fc_gram_matches_explicit_jacobian),
         cmocka_unit_test(test_descent_follows_the_gradient),
