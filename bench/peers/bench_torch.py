@@ -75,7 +75,8 @@ class Training:
         images = torch.randn(options.batch, *((1, 28, 28) if connected else (3, 32, 32)))
         self.images = images.contiguous(memory_format=memory_format)
         self.labels = torch.randint(0, 10, (options.batch,))
-        self.optimizer, self.optimizer_kind = make_optimizer(torch, groups, options.optimizer, 1e-5 if connected else 0.01)
+        lr = 1e-5 if connected else 0.01
+        self.optimizer, self.optimizer_kind = make_optimizer(torch, groups, options.optimizer, lr)
         self.average_tau_gradient = (lambda net: None) if connected else models.average_tau_gradient
 
         def loss_of(images, labels):

@@ -60,7 +60,8 @@ class Peer:
     """A PyTorch process that keeps its network between measurements, as bench_torch.py --serve."""
 
     def __init__(self, python, network, layout, mode, options):
-        command = [python, os.path.join(HERE, "bench_torch.py"), "--serve", *model_options(network), "--batch", str(options.batch), "--threads", str(options.threads), "--layout", layout,
+        command = [python, os.path.join(HERE, "bench_torch.py"), "--serve", *model_options(network),
+                   "--batch", str(options.batch), "--threads", str(options.threads), "--layout", layout,
                    "--compile", "yes" if mode == "compile" else "no"]
         self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
@@ -106,7 +107,8 @@ class Peer:
 
 
 def run_taunet(network, steps, options):
-    command = [options.taunet, "bench", *model_options(network), *(["--input", "1x28x28"] if connected(network) else []),
+    shape = ["--input", "1x28x28"] if connected(network) else []
+    command = [options.taunet, "bench", *model_options(network), *shape,
                "--batch", str(options.batch), "--steps", str(steps), "--threads", str(options.threads), "--json"]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -257,7 +259,8 @@ def compare_all(options):
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", action="append", default=[], metavar="PATH", help="another Python with PyTorch")
-    parser.add_argument("--network", action="append", metavar="MODEL:VARIANT", help="default %s; fcresnet:DEPTH and feedforward:DEPTH take images of 1x28x28"
+    parser.add_argument("--network", action="append", metavar="MODEL:VARIANT",
+                        help="default %s; fcresnet:DEPTH and feedforward:DEPTH take images of 1x28x28"
                         % ", ".join(NETWORKS))
     parser.add_argument("--taunet", default="build/taunet", help="the program to compare (build/taunet)")
     parser.add_argument("--batch", type=int, default=128)

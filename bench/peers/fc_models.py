@@ -7,7 +7,6 @@ Convergence Theory for Learning ResNet", section 2).
 """
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -28,7 +27,7 @@ class FullyConnected(nn.Module):
     def forward(self, images):
         h = F.relu(self.A(images.flatten(1)))
         for layer in self.W[:-1]:
-            h = F.relu(torch.add(h, layer(h), alpha=self.tau) if self.residual else layer(h))
+            h = F.relu(h + self.tau * layer(h) if self.residual else layer(h))
         return self.B(F.relu(self.W[-1](h)))
 
 

@@ -110,8 +110,10 @@ class FullyConnected(Case):
                 self.succeed("train", *common, "--steps", 10, "--out", out, "--resume", "--threads", 3)
                 self.assert_same_run(straight, out, but=("steps", "threads", "peak_bytes"))
                 first = self.base / f"{name}.safetensors"
-                self.succeed("init", *FCRESNET[:6], *ends, "--input", "3x8x8", "--classes", 4, "--seed", 5, "--out", first)
-                before, after = harness.read_safetensors(first)[1], harness.read_safetensors(straight / "last.safetensors")[1]
+                self.succeed("init", *FCRESNET[:6], *ends, "--input", "3x8x8", "--classes", 4, "--seed", 5,
+                             "--out", first)
+                before = harness.read_safetensors(first)[1]
+                after = harness.read_safetensors(straight / "last.safetensors")[1]
                 for end in ("A.weight", "B.weight"):
                     self.assertEqual(before[end] == after[end], not ends)
                 self.assertNotEqual(before["W.0.weight"], after["W.0.weight"])
