@@ -167,7 +167,7 @@ __device__ __forceinline__ void finish_tile(const tn_conv_shape &s, const TILING
 /* ---- forward, and backward data of stride 1 ---- */
 
 template <typename X, typename Y, int STRIDE, int CT, int TH, int TW>
-__global__ void __launch_bounds__(tiling<CT, TH, TW>::BLOCK)
+__global__ void __launch_bounds__(tiling<CT, TH, TW>::BLOCK, 4)
     forward_tiled(tn_conv_shape s, const X *__restrict__ x, const float *__restrict__ w, tn_epilogue e,
                   Y *y) {
     constexpr int BLOCK = tiling<CT, TH, TW>::BLOCK, SLICE = STRIDE == 1 ? 8 : 4;
@@ -261,7 +261,7 @@ cudaError_t tn_launch_conv3x3_forward(const tn_conv_shape *shape, tn_storage x_s
  * pw) of dx. An even row meets tap row 1 at dz row i; an odd one tap row 0 at dz row i + 1 and tap row 2 at
  * dz row i. */
 template <typename Y, typename X, int CT, int TH, int TW>
-__global__ void __launch_bounds__(tiling<CT, TH, TW>::BLOCK)
+__global__ void __launch_bounds__(tiling<CT, TH, TW>::BLOCK, 4)
     backward_data_tiled(tn_conv_shape s, const Y *__restrict__ dz, const float *__restrict__ w, X *dx) {
     constexpr int BLOCK = tiling<CT, TH, TW>::BLOCK, SLICE = 8;
     constexpr int IH = TH + 1, IW = TW + 1, PITCH = IW | 1;

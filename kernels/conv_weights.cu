@@ -4,7 +4,7 @@
  *   dw[co][ci][tap] = sum over pixels of dz[pixel][co] * x[pixel * stride + tap - 1][ci]
  *
  * Block (split, ci tile, co tile) sums over the pixel tiles of its split, in order, into a partial gradient
- * in the workspace, [split][out][in][9]; a second kernel adds the splits in a fixed order. The number of
+ * in the workspace, [split][9][out][in]; a second kernel adds the splits in a fixed order. The number of
  * splits depends on the shape alone. dw is overwritten; nothing aliases. */
 #include "kernels/device.cuh"
 
@@ -114,33 +114,32 @@ __global__ void __launch_bounds__(CT / 2 * (CT / 2))
             add_row<STRIDE, CT, IW>(sums, x_tile + h * STRIDE * IW, dz_tile + h * TILE_WIDTH, ci, co);
     }
 
-    partial += (size_t)blockIdx.x * s.out_channels * s.in_channels * 9;
-    for (int b = 0; b < 2; b++)
-        for (int a = 0; a < 2; a++) {
-            if (co0 + co + b >= s.out_channels || ci0 + ci + a >= s.in_channels) continue;
-            float *to = partial + ((size_t)(co0 + co + b) * s.in_channels + ci0 + ci + a) * 9;
+    partial += (size_t)blockIdx.x * 9 * s.out_channels * s.in_channels;
 #pragma unroll
-            for (int tap = 0; tap < 9; tap++)
-                to[tap] =
-                    b ? (a ? sums[tap][1][1] : sums[tap][0][1]) : (a ? sums[tap][1][0] : sums[tap][0][0]);
-        }
+    for (int k = 0; k < 36; k++) {
+        const int tap = k / 4, a = k / 2 % 2, b = k % 2;
+        if (co0 + co + b < s.out_channels && ci0 + ci + a < s.in_channels)
+            partial[((size_t)tap * s.out_channels + co0 + co + b) * s.in_channels + ci0 + ci + a] =
+                sums[tap][a][b];
+    }
 }
 
-/* 32 elements a block; 8 threads each add every eighth split, then their sums are added in order. */
+/* 32 elements a block; 8 threads each add every eighth split, then their sums are added in order. dw is OIHW.
+ */
 __global__ void __launch_bounds__(THREADS)
-    add_splits(size_t count, int splits, const float *__restrict__ partial, float *__restrict__ dw) {
+    add_splits(unsigned pairs, int splits, const float *__restrict__ partial, float *__restrict__ dw) {
     __shared__ float sums[8][32];
-    const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
-    const size_t i = (size_t)blockIdx.x * 32 + lane;
+    const unsigned lane = threadIdx.x % 32, part = threadIdx.x / 32, i = blockIdx.x * 32 + lane,
+                   count = 9 * pairs;
     float sum = 0;
     if (i < count)
-        for (int k = part; k < splits; k += 8) sum += partial[k * count + i];
+        for (int k = part; k < splits; k += 8) sum += partial[(size_t)k * count + i];
     sums[part][lane] = sum;
     __syncthreads();
     if (part || i >= count) return;
 #pragma unroll
     for (int k = 1; k < 8; k++) sum += sums[k][lane];
-    dw[i] = sum;
+    dw[(size_t)(i % pairs) * 9 + i / pairs] = sum;
 }
 
 template <typename X, typename Y, int STRIDE, int CT>
@@ -168,11 +167,11 @@ cudaError_t tn_launch_conv3x3_backward_weights(const tn_conv_shape *shape, tn_st
                                                cudaStream_t stream) {
     if (bad_sizes(shape) || shape->kernel != 3 || shape->padding != 1 || shape->stride > 2 || shape->rows < 1)
         return cudaErrorInvalidValue;
+    if (too_large(weight_count(shape))) return cudaErrorInvalidValue;
     if (misaligned(x) || misaligned(dz)) return cudaErrorMisalignedAddress;
     float *partial = static_cast<float *>(workspace);
-    size_t count = weight_count(shape);
+    const unsigned pairs = (unsigned)shape->out_channels * (unsigned)shape->in_channels;
     TN_PICK2(backward_weights, x_store, y_store)(shape, x, dz, partial, stream);
-    TN_LAUNCH(add_splits, (unsigned)((count + 31) / 32), THREADS, 0, stream, count, split_count(shape),
-              partial, dw);
+    TN_LAUNCH(add_splits, (9 * pairs + 31) / 32, THREADS, 0, stream, pairs, split_count(shape), partial, dw);
     return cudaGetLastError();
 }

@@ -67,7 +67,7 @@ template <typename T> __device__ __forceinline__ int rank_of(const T *x, int cla
 }
 
 template <typename T>
-__global__ void __launch_bounds__(WARPS * 32)
+__global__ void __launch_bounds__(WARPS * 32, 2)
     loss_kernel(tn_kernel_loss kind, int rows, int classes, const T *x, const float *__restrict__ targets,
                 const float *__restrict__ weights, const int *__restrict__ labels, float *__restrict__ loss,
                 int *__restrict__ rank, T *dx, int *nonfinite) {

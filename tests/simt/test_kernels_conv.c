@@ -178,6 +178,9 @@ static void test_shapes(void **unused) {
          .bias = true},
         {.rows = 3, .height = 5, .width = 7, .in = 8, .out = 3, .stride = 2, .relu = true, .d = true},
         {.rows = 1, .height = 1, .width = 1, .in = 1, .out = 1, .stride = 1},
+        /* More tiles of pixels than a weight gradient has splits. */
+        {.rows = 700, .height = 3, .width = 2, .in = 5, .out = 8, .stride = 1, .relu = true},
+        {.rows = 520, .height = 2, .width = 3, .in = 4, .out = 3, .stride = 2},
         {.rows = 1, .height = 4, .width = 3, .in = 40, .out = 136, .stride = 1, .relu = true},
     };
     (void)unused;
