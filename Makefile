@@ -19,8 +19,9 @@ CFLAGS := -std=c11 $(OPT) -g -fPIC -fopenmp -ffp-contract=off $(WARN) $(SANITIZE
 LDFLAGS := -fopenmp $(SANITIZE)
 LDLIBS := -ldnnl -ljansson -lxxhash -lz -lpthread -lm
 
-LIB_SRC := $(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/backend/*.c src/backend/*/*.c \
-                             src/engine/*.c src/train/*.c src/theory/*.c))
+CUDA_SRC := $(sort $(wildcard src/backend/cuda_*.c))
+LIB_SRC := $(filter-out $(CUDA_SRC),$(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/backend/*.c \
+                             src/backend/*/*.c src/engine/*.c src/train/*.c src/theory/*.c)))
 CLI_SRC := $(sort $(wildcard src/cli/*.c))
 SUPPORT_SRC := $(sort $(wildcard tests/support/*.c))
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
