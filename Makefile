@@ -97,7 +97,7 @@ clean: ## remove all build folders
 	rm -rf $(BUILD) build-*
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(filter %Makefile %.mk,$(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(filter %Makefile %.mk,$(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 # need-SET+SET installs what is missing, all at once as package managers take no company; have-SET only says so.
 need-%:

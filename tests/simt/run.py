@@ -17,16 +17,16 @@ CHECKSUM = re.compile(r"^checksum of (.*): (\S+)$", re.M)
 JOBS = len(os.sched_getaffinity(0))
 
 
-def run(program, seed):
+def run(program, seed, timeout=600):
     env = dict(os.environ, SIMT_SEED=str(seed))
     env.setdefault("SIMT_THREADS", "1")  # the programs themselves run side by side
     start = time.monotonic()
     try:
         done = subprocess.run([program], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=600)
+                              stderr=subprocess.STDOUT, timeout=timeout)
         code, output = done.returncode, done.stdout.decode(errors="replace")
     except subprocess.TimeoutExpired as error:
-        code, output = 124, (error.stdout or b"").decode(errors="replace") + "\nstopped after 600 s\n"
+        code, output = 124, (error.stdout or b"").decode(errors="replace") + f"\nstopped after {timeout} s\n"
     return code, output, time.monotonic() - start
 
 
