@@ -15,7 +15,7 @@ LAYERS = {
     "io": {"base"},
     "data": {"base", "io"},
     "model": {"base"},
-    "backend": {"base", "model"},
+    "backend": {"base", "model", "kernels"},
     "engine": {"base", "io", "model", "backend"},
     "train": {"base", "io", "data", "model", "backend", "engine"},
     "theory": {"base", "io", "data", "model", "backend", "engine"},

@@ -4,13 +4,13 @@
 #include <string.h>
 
 #include "backend/cpu/cpu.h"
-#ifdef TN_CUDA
+#ifdef TN_HAVE_CUDA
 #include "backend/cuda.h"
 #endif
 
 /* The only place that knows which backends exist; "auto" takes the first that has a device. */
 static const tn_backend_ops *const registry[] = {
-#ifdef TN_CUDA
+#ifdef TN_HAVE_CUDA
     &tn_cuda_backend,
 #endif
     &tn_cpu_backend};

@@ -55,7 +55,8 @@ static tn_status allocate_inputs(tn_engine *e) {
     bool host = e->backend->ops->host_memory;
     TN_TRY(tn_alloc(&e->row_weights, rows, sizeof(float), "batch"));
     TN_TRY(allocate(e, &e->inputs.rates, TN_GROUP_FIXED, sizeof(float), "learning rates"));
-    TN_TRY(allocate(e, &e->inputs.images, (host ? (size_t)e->config.micro_batch : rows) * image,
+    e->inputs.chunk_floats = ((size_t)e->config.micro_batch * image + 15) / 16 * 16; /* 64 bytes */
+    TN_TRY(allocate(e, &e->inputs.images, (host ? 1 : (size_t)e->chunks) * e->inputs.chunk_floats,
                     sizeof(float), "images of a batch"));
     e->inputs.row_weights = e->row_weights;
     if (host) return TN_OK;

@@ -10,7 +10,8 @@
 
 /* What a batch reads. On a backend with host memory, images, targets and labels are those of the batch. */
 typedef struct tn_inputs {
-    float *images;      /* [chunks * micro_batch] images; with host memory: of a short last chunk */
+    float *images; /* [chunks][chunk_floats], micro_batch images each; with host memory: a short last chunk */
+    size_t chunk_floats;
     float *targets;     /* [chunks * micro_batch][classes] */
     float *row_weights; /* [chunks * micro_batch], 0 for padding */
     int *labels;        /* [chunks * micro_batch] */

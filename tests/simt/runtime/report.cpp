@@ -111,6 +111,7 @@ static void on_fault(int number, siginfo_t *info, void *raw) {
     uintptr_t address = (uintptr_t)info->si_addr;
     bool write = context->uc_mcontext.gregs[REG_ERR] & 2;
     const void *pc = (const void *)(context->uc_mcontext.gregs[REG_RIP] + 1);
+    if (number == SIGSEGV && info->si_code != SI_KERNEL && device_touch(address)) return;
     PendingFault fault = number == SIGSEGV ? pending_fault(address, write) : PendingFault::None;
     if (fault == PendingFault::Writes && !simt_self)
         report("HOST ACCESS", Site{}, pc,
