@@ -19,19 +19,34 @@ CFLAGS := -std=c11 $(OPT) -g -fPIC -fopenmp -ffp-contract=off $(WARN) $(SANITIZE
 LDFLAGS := -fopenmp $(SANITIZE)
 LDLIBS := -ldnnl -ljansson -lxxhash -lz -lpthread -lm
 
+
+# The CUDA backend is built where there is a toolkit: nvcc under CUDA_HOME or on PATH. CUDA=no leaves it out.
+CUDA ?= yes
 CUDA_SRC := $(sort $(wildcard src/backend/cuda_*.c))
+KERNEL_SRC := $(sort $(wildcard kernels/*.cu))
+NVCC ?= $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc))
+ifeq ($(CUDA),yes)
+ifneq ($(NVCC),)
+HAVE_CUDA := yes
+TOOLKIT := $(realpath $(dir $(realpath $(NVCC)))..)
+CUDA_ARCH ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
+CUDA_LIBS := -L$(TOOLKIT)/lib64 -Wl,-rpath,$(TOOLKIT)/lib64 -lcublas -lcudart -lstdc++
+endif
+endif
 LIB_SRC := $(filter-out $(CUDA_SRC),$(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/backend/*.c \
                              src/backend/*/*.c src/engine/*.c src/train/*.c src/theory/*.c)))
 CLI_SRC := $(sort $(wildcard src/cli/*.c))
 SUPPORT_SRC := $(sort $(wildcard tests/support/*.c))
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+COMMA := ,
 OBJ = $(patsubst %.c,$(BUILD)/%.o,$(1))
+LIB_OBJ := $(call OBJ,$(LIB_SRC)) $(if $(HAVE_CUDA),$(call OBJ,$(CUDA_SRC)) $(KERNEL_SRC:%.cu=$(BUILD)/%.o))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
 REPLAY_BIN := $(FUZZ_SRC:tests/fuzz/fuzz_%.c=$(BUILD)/fuzz/replay_%)
 C_FILES = $(shell git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cpp')
 
-all: have-build $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so $(BUILD)/taunet ## build the library and the program
+all: have-build say-cuda $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so $(BUILD)/taunet ## build the library and the program
 
 demo: need-build+demo ## train a tau-ResNet-20 on Fashion-MNIST for two epochs
 	@$(MAKE) --no-print-directory all
@@ -55,11 +70,11 @@ test-interop: need-build+interop ## exchange files with the Python package safet
 	tests/interop/run.sh $(BUILD)/interop/safetensors_copy $(BUILD)/taunet
 
 asan: need-build+test ## run all tests under the address and undefined-behaviour sanitizers
-	@$(MAKE) --no-print-directory BUILD=build-asan OPT=-O1 \
+	@$(MAKE) --no-print-directory BUILD=build-asan CUDA=no OPT=-O1 \
 	  SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer' test
 
 tsan: need-build+test ## run the tests of what is threaded under the thread sanitizer
-	@$(MAKE) --no-print-directory BUILD=build-tsan OPT=-O1 SANITIZE=-fsanitize=thread \
+	@$(MAKE) --no-print-directory BUILD=build-tsan CUDA=no OPT=-O1 SANITIZE=-fsanitize=thread \
 	  $(addprefix build-tsan/unit/,test_pool test_gradient_tree test_loader test_cpu_engine)
 	@for t in test_pool test_gradient_tree test_loader test_cpu_engine; do build-tsan/unit/$$t || exit 1; done
 
@@ -107,16 +122,24 @@ have-%:
 
 tests: $(UNIT_BIN) $(REPLAY_BIN)
 
-$(BUILD)/libtaunet.a: $(call OBJ,$(LIB_SRC))
+$(BUILD)/libtaunet.a: $(LIB_OBJ)
 	@rm -f $@
 	ar rcs $@ $^
-$(BUILD)/libtaunet.so: $(call OBJ,$(LIB_SRC))
+$(BUILD)/libtaunet.so: $(LIB_OBJ)
 	$(CC) -shared -Wl,-soname,libtaunet.so.0 -o $@ $^ $(LDFLAGS) $(LDLIBS)
 $(BUILD)/taunet: $(call OBJ,$(CLI_SRC)) $(BUILD)/libtaunet.a
 	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS)
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+ifdef HAVE_CUDA
+LDLIBS += $(CUDA_LIBS)
+$(BUILD)/src/backend/backend.o: CPPFLAGS += -DTN_HAVE_CUDA
+$(call OBJ,$(CUDA_SRC)): CPPFLAGS += -isystem $(TOOLKIT)/include
+$(BUILD)/kernels/%.o: kernels/%.cu
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++17 -O3 -Xcompiler -fPIC $(CUDA_ARCH) -I. -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+endif
 $(BUILD)/unit/%: $(BUILD)/tests/unit/%.o $(call OBJ,$(SUPPORT_SRC)) $(BUILD)/libtaunet.a
 	@mkdir -p $(@D)
 	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS) -lcmocka
@@ -130,7 +153,11 @@ $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libtaunet.a
 	@mkdir -p $(@D)
 	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS)
 
+# Once, when something is built.
+say-cuda:
+	@test -e $(BUILD)/taunet || echo '$(if $(HAVE_CUDA),CUDA backend: with $(NVCC),CUDA backend: left out$(if $(filter yes,$(CUDA)),$(COMMA) no nvcc under CUDA_HOME or on PATH))'
+
 .PRECIOUS: $(BUILD)/%.o
-.PHONY: all demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests
+.PHONY: all say-cuda demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests
 include tests/simt/simt.mk
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

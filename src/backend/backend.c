@@ -17,6 +17,10 @@ static const tn_backend_ops *const registry[] = {
 
 #define BACKENDS (int)(sizeof registry / sizeof *registry)
 
+const tn_backend_ops *tn_backend_at(int index) {
+    return index < BACKENDS ? registry[index] : NULL;
+}
+
 static const tn_backend_ops *backend_named(const char *name, size_t length) {
     for (int i = 0; i < BACKENDS; i++)
         if (strlen(registry[i]->name) == length && !memcmp(registry[i]->name, name, length))

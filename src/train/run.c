@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "backend/backend.h"
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/schedule.h"
@@ -126,6 +127,17 @@ static tn_status load_weights(run *r, const char *path, bool resume) {
     if (status == TN_OK && resume) status = tn_checkpoint_position(file, path, &r->position);
     tn_safetensors_close(file);
     return status;
+}
+
+/* A build that could have used a better device says once that there is none. */
+static void say_device(run *r) {
+    const tn_backend_ops *first = tn_backend_at(0);
+    char note[256];
+    if (strcmp(r->options->device, "auto") || first->device_count() > 0) return;
+    snprintf(note, sizeof note, "--device auto: %s", first->absence());
+    char *advice = strstr(note, "; use --device cpu");
+    if (advice) strcpy(advice, "; training on the CPU");
+    send(r, TN_EVENT_NOTE, note);
 }
 
 static tn_status open_state(run *r) {
@@ -493,6 +505,7 @@ static tn_status start(run *r, const tn_options *options) {
              tn_model_multiply_adds(r->model) * 1e-6, r->data.train_count, r->data.val_count,
              tn_engine_device(r->engine), tn_engine_threads(r->engine), tn_engine_chunk_rows(r->engine),
              (double)tn_engine_bytes(r->engine) / 1048576.0);
+    say_device(r);
     send(r, TN_EVENT_START, text);
     return TN_OK;
 }
