@@ -8,7 +8,8 @@ SIMT_DIR := tests/simt
 SIMT_ARCH ?= -mavx2 -mfma
 SIMT_INCLUDE := -I$(SIMT_DIR)/include -Iinclude -Isrc -I.
 SIMT_LIBS := -lboost_context -lopenblas -ldl -lpthread -lm
-SIMT_CXX := g++ -std=gnu++17 -g -O2 $(SIMT_ARCH) -fno-strict-aliasing -Wall -Wextra -Werror -Wno-unknown-pragmas -fopenmp-simd
+SIMT_WARN := -Wall -Wextra -Werror -Wno-unknown-pragmas
+SIMT_CXX := g++ -std=gnu++17 -g -O2 $(SIMT_ARCH) -fno-strict-aliasing -fopenmp-simd $(SIMT_WARN)
 SIMT_SRC := $(sort $(wildcard $(SIMT_DIR)/runtime/*.cpp))
 SIMT_PLAIN_SRC := $(filter-out %/shadow.cpp %/hooks.cpp,$(SIMT_SRC))
 # What the hooks see must be what the source says: aggregates are not split into words.
