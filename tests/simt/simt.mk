@@ -64,16 +64,19 @@ SIMT_SELFTEST := $(foreach b,plain check,$(foreach t,correct planted libraries,$
 simt-selftest: $(SIMT_SELFTEST) ## the SIMT machine's own test, in both builds
 	@$(SIMT_DIR)/selftest/run.py $(BUILD)/simt
 
+# All cores, where make was not told how many.
+SIMT_JOBS = $(if $(findstring j,$(MAKEFLAGS)),,-j$(shell nproc))
+
 simt-tests: $(foreach b,plain check,$(SIMT_TESTS:%=$(BUILD)/simt/$(b)/%))
 
 simt-test: need-build+test+simt ## run kernels and backend on the SIMT machine, without a GPU
 	@$(SIMT_DIR)/mutate.py --check
-	@$(MAKE) --no-print-directory simt-selftest simt-tests
+	@$(MAKE) --no-print-directory $(SIMT_JOBS) simt-selftest simt-tests
 	@$(SIMT_DIR)/run.py $(BUILD)/simt $(SIMT_TESTS)
 
 # Every test must notice its share of the faults of mutations.py: half an hour or less, not for every commit.
 simt-mutations: need-build+test+simt ## plant faults in the kernels and see that the tests catch them
-	@$(MAKE) --no-print-directory simt-tests
+	@$(MAKE) --no-print-directory $(SIMT_JOBS) simt-tests
 	@$(SIMT_DIR)/mutate.py $(BUILD)
 
 # The same sources through the real compiler. Objects and programs are in $(BUILD)/simt/nvcc; without nvcc these
