@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Plants faults in copies of the kernels (mutations.py), one at a time, and runs the tests that must notice.
+"""Plants faults in copies of the sources (mutations.py), one at a time, and runs the tests that must notice.
 
-    tests/simt/mutate.py BUILD [PATTERN]     BUILD: the build folder, with simt/ built; PATTERN: only what has it in
-                                             its file or its text
+    tests/simt/mutate.py BUILD [PATTERN]     BUILD: the build folder, with simt/ built; PATTERN: only those whose
+                                             "FILE: WHAT" it matches
     tests/simt/mutate.py --check             only looks whether every text stands once in its file
 
 A fault is caught when a test fails, the machine stops the program, or results differ between thread orders. Exit 0
@@ -11,6 +11,7 @@ import concurrent.futures
 import os
 import pathlib
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -36,17 +37,17 @@ class Tree:
             (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
         shutil.copytree(build / "simt", folder / "build/simt")
 
-    def saved(self, kernels):
-        """Everything that compiling these kernels replaces."""
+    def saved(self, sources):
+        """Everything that compiling these sources replaces."""
         files = []
-        for kernel in kernels:
-            files += [self.root / kernel]
+        for source in sources:
+            files += [self.root / source]
             for kind in ("plain", "check"):
-                files += (self.root / "build/simt" / kind).glob(kernel.replace(".cu", ".*"))
+                files += (self.root / "build/simt" / kind).glob(str(pathlib.PurePath(source).with_suffix(".*")))
         return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
     def make(self, targets):
-        done = subprocess.run(["make", "--no-print-directory", "-s", *targets], cwd=self.root, stdin=subprocess.DEVNULL,
+        done = subprocess.run(["make", "--no-print-directory", "-s", "SIMT_WARN=-w", *targets], cwd=self.root, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         return None if done.returncode == 0 else done.stdout
 
@@ -66,21 +67,21 @@ class Tree:
 
     def try_one(self, mutation):
         file, text, replacement, _, programs = mutation[:5]
-        kernels = mutation[5] if len(mutation) > 5 else [file]
-        saved = self.saved(kernels)
+        sources = mutation[5] if len(mutation) > 5 else [file]
+        saved = self.saved(sources)
         path = self.root / file
         original, times = path.read_text(), path.stat()
-        programs = ["test_kernels_" + name for name in programs.split()]
+        programs = ["test_" + name for name in programs.split()]
         try:
             path.write_text(original.replace(text, replacement))
-            if file not in kernels:  # a header: only the named kernels see it
+            if file not in sources:  # a header: only the named sources see it
                 os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-            for kernel in kernels:
-                os.utime(self.root / kernel)
+            for source in sources:
+                os.utime(self.root / source)
             targets = [f"build/simt/{build}/{name}" for build in ("plain", "check") for name in programs]
             output = self.make(targets)
             if output is not None:
-                raise RuntimeError(f"{file}: does not compile with '{replacement.strip()}':\n{output[-3000:]}")
+                raise RuntimeError(f"does not compile:\n{output[-2000:]}")
             return self.tests(programs)
         finally:
             path.write_text(original)
@@ -92,13 +93,9 @@ class Tree:
 
 def shorten(problem):
     """The line that says what went wrong."""
-    lines = [line.strip() for line in problem.splitlines()]
-    for mark in ("simt:", "[  ERROR   ]", "not bitwise", "exit 124"):
-        for number, line in enumerate(lines):
-            if mark in line:
-                text = lines[number + 1] if mark.startswith("[") and number + 1 < len(lines) else line
-                return text.removeprefix("simt: ")[:150]
-    return lines[-1][:150]
+    lines = problem.splitlines()
+    line = next((line for line in lines[1:] if line.strip()), lines[0])
+    return re.sub(r"^(\[.*?\] --- |simt: )", "", line)[:150]
 
 
 def check():
@@ -114,12 +111,12 @@ def check():
 
 def main():
     if check():
-        print("tests/simt/mutations.py does not fit the kernels any more: change its texts")
+        print("tests/simt/mutations.py does not fit the sources any more: change its texts")
         return 1
     if sys.argv[1] == "--check":
         return 0
     build, pattern = pathlib.Path(sys.argv[1]).resolve(), sys.argv[2] if len(sys.argv) > 2 else ""
-    chosen = [m for m in MUTATIONS if pattern in m[0] + ": " + m[3]]
+    chosen = [m for m in MUTATIONS if re.search(pattern, m[0] + ": " + m[3])]
     caught = 0
     with tempfile.TemporaryDirectory(prefix="taunet-mutate-") as folder:
         jobs = min(runner.JOBS, len(chosen)) or 1
@@ -131,13 +128,17 @@ def main():
             tree = trees.get()
             try:
                 return tree.try_one(mutation)
+            except RuntimeError as error:
+                return error
             finally:
                 trees.put(tree)
 
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             for mutation, how in zip(chosen, pool.map(one, chosen)):
-                caught += how is not None
-                print(f"{'caught  ' if how else 'SURVIVED'}  {mutation[0]}: {mutation[3]}", flush=True)
+                broken = isinstance(how, RuntimeError)
+                caught += how is not None and not broken
+                print(f"{'BROKEN  ' if broken else 'caught  ' if how else 'SURVIVED'}  {mutation[0]}: {mutation[3]}",
+                      flush=True)
                 if how:
                     print(f"            {how}", flush=True)
     print(f"{caught} of {len(chosen)} faults caught")

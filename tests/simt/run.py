@@ -3,7 +3,7 @@
 
     tests/simt/run.py BUILD/simt NAME...     programs BUILD/simt/plain/NAME and BUILD/simt/check/NAME
 
-Every run must pass, and what a program prints as "checksum of CASE: VALUE" must be the same under all orders of a build.
+Every run must pass, and what a program prints as "checksum of CASE: VALUE" must be the same under all orders.
 The last line is "N passed, N failed" and counts test functions."""
 import concurrent.futures
 import os
@@ -52,7 +52,8 @@ def judge(name, seed, result, first):
     code, output, _ = result
     if code != 0:
         lines = [line for line in output.splitlines() if not CHECKSUM.match(line)]
-        return f"{name}, seed {seed}: exit {code}:\n" + "\n".join(lines[-12:])
+        telling = [line for line in lines if re.search(r"\[ +(ERROR|LINE) +\]|simt:|stopped after", line)]
+        return f"{name}, seed {seed}: exit {code}:\n" + "\n".join(telling[-12:] or lines[-12:])
     if not CHECKSUM.search(output) and "[       OK ]" not in output:
         return f"{name}, seed {seed}: ran no tests"
     case = difference(first, output)

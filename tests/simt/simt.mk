@@ -8,7 +8,8 @@ SIMT_DIR := tests/simt
 SIMT_ARCH ?= -mavx2 -mfma
 SIMT_INCLUDE := -I$(SIMT_DIR)/include -Iinclude -Isrc -I.
 SIMT_LIBS := -lboost_context -lopenblas -ldl -lpthread -lm
-SIMT_CXX := g++ -std=gnu++17 -g -O2 $(SIMT_ARCH) -fno-strict-aliasing -Wall -Wextra -Werror -Wno-unknown-pragmas -fopenmp-simd
+SIMT_WARN := -Wall -Wextra -Werror -Wno-unknown-pragmas
+SIMT_CXX := g++ -std=gnu++17 -g -O2 $(SIMT_ARCH) -fno-strict-aliasing -fopenmp-simd $(SIMT_WARN)
 SIMT_SRC := $(sort $(wildcard $(SIMT_DIR)/runtime/*.cpp))
 SIMT_PLAIN_SRC := $(filter-out %/shadow.cpp %/hooks.cpp,$(SIMT_SRC))
 # What the hooks see must be what the source says: aggregates are not split into words.
@@ -68,16 +69,19 @@ SIMT_SELFTEST := $(foreach b,plain check,$(foreach t,correct planted libraries,$
 simt-selftest: $(SIMT_SELFTEST) ## the SIMT machine's own test, in both builds
 	@$(SIMT_DIR)/selftest/run.py $(BUILD)/simt
 
+# All cores, where make was not told how many.
+SIMT_JOBS = $(if $(findstring j,$(MAKEFLAGS)),,-j$(shell nproc))
+
 simt-tests: $(foreach b,plain check,$(SIMT_TESTS:%=$(BUILD)/simt/$(b)/%))
 
 simt-test: need-build+test+simt ## run kernels and backend on the SIMT machine, without a GPU
 	@$(SIMT_DIR)/mutate.py --check
-	@$(MAKE) --no-print-directory simt-selftest simt-tests
+	@$(MAKE) --no-print-directory $(SIMT_JOBS) simt-selftest simt-tests
 	@$(SIMT_DIR)/run.py $(BUILD)/simt $(SIMT_TESTS)
 
 # Every test must notice its share of the faults of mutations.py: half an hour or less, not for every commit.
 simt-mutations: need-build+test+simt ## plant faults in the kernels and see that the tests catch them
-	@$(MAKE) --no-print-directory simt-tests
+	@$(MAKE) --no-print-directory $(SIMT_JOBS) simt-tests
 	@$(SIMT_DIR)/mutate.py $(BUILD)
 
 # The same sources through the real compiler. Objects and programs are in $(BUILD)/simt/nvcc; without nvcc these
