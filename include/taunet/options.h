@@ -47,7 +47,7 @@ typedef struct tn_options {
     int width, depth; /* of the fully connected networks; 0 = the network's (or theory experiment's) own */
     char *loss;       /* "cross-entropy" or "squared" */
     bool train_ends;
-    tn_input_shape input;
+    tn_input_shape input; /* zeros, and classes 0 = the model's own */
     int classes;
     /* data */
     char *data; /* specification for tn_dataset_open */
