@@ -19,8 +19,9 @@ CFLAGS := -std=c11 $(OPT) -g -fPIC -fopenmp -ffp-contract=off $(WARN) $(SANITIZE
 LDFLAGS := -fopenmp $(SANITIZE)
 LDLIBS := -ldnnl -ljansson -lxxhash -lz -lpthread -lm
 
-LIB_SRC := $(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/backend/*.c src/backend/*/*.c \
-                             src/engine/*.c src/train/*.c src/theory/*.c))
+CUDA_SRC := $(sort $(wildcard src/backend/cuda_*.c))
+LIB_SRC := $(filter-out $(CUDA_SRC),$(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/backend/*.c \
+                             src/backend/*/*.c src/engine/*.c src/train/*.c src/theory/*.c)))
 CLI_SRC := $(sort $(wildcard src/cli/*.c))
 SUPPORT_SRC := $(sort $(wildcard tests/support/*.c))
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
@@ -28,7 +29,7 @@ FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 OBJ = $(patsubst %.c,$(BUILD)/%.o,$(1))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
 REPLAY_BIN := $(FUZZ_SRC:tests/fuzz/fuzz_%.c=$(BUILD)/fuzz/replay_%)
-C_FILES = $(shell git ls-files '*.c' '*.h')
+C_FILES = $(shell git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cpp')
 
 all: have-build $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so $(BUILD)/taunet ## build the library and the program
 
@@ -96,7 +97,7 @@ clean: ## remove all build folders
 	rm -rf $(BUILD) build-*
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(filter %Makefile %.mk,$(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 # need-SET+SET installs what is missing, all at once as package managers take no company; have-SET only says so.
 need-%:
@@ -131,4 +132,5 @@ $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libtaunet.a
 
 .PRECIOUS: $(BUILD)/%.o
 .PHONY: all demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests
+include tests/simt/simt.mk
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
