@@ -7,8 +7,9 @@
 /* A chunk's largest activation should stay in a core's second-level cache. */
 #define CHUNK_BYTES (512 * 1024)
 #define CHUNK_MAX   32
-/* A network of linear layers alone has as many weights as multiply-adds: each chunk writes a gradient as
- * large as the model, so few large chunks are faster. */
+/* Each chunk writes a gradient as large as the model, which is then added to others: multiply-adds for each
+ * weight that make this cheap. Linear layers alone have one an image, and take larger chunks. */
+#define CHUNK_WORK       500
 #define CHUNK_MAX_LINEAR 128
 /* Events per worker in a timeline: some steps of a network of a hundred layers. */
 #define TRACE_EVENTS 200000
@@ -23,8 +24,10 @@ static int default_chunk_rows(const tn_model *model) {
         size_t bytes = (size_t)s.channels * (size_t)s.height * (size_t)s.width * sizeof(float);
         if (bytes > largest) largest = bytes;
     }
+    double work = tn_model_multiply_adds(model) / (double)tn_model_parameter_count(model);
     int rows = 1;
     while (rows < most && (size_t)rows * 2 * largest <= CHUNK_BYTES) rows *= 2;
+    while (rows < CHUNK_MAX && rows * work < CHUNK_WORK) rows *= 2;
     return rows;
 }
 

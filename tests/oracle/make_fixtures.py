@@ -60,7 +60,7 @@ CASES = {
     "imagenet-18-skipinit": dict(IMAGENET, model="resnet18", variant="skipinit"),
     "imagenet-18-bn-tau": dict(IMAGENET, model="resnet18", variant="bn-tau", bn_shortcut=False),
     "imagenet-50-tau": dict(IMAGENET, model="resnet50", variant="tau"),
-    "imagenet-50-fixup": dict(IMAGENET, model="resnet50", variant="fixup", rows=5),
+    "imagenet-50-fixup": dict(IMAGENET, model="resnet50", variant="fixup", rows=5, lr=0.002),
     "imagenet-50-alpha": dict(IMAGENET, model="resnet50", variant="alpha"),
 }
 
