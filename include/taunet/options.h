@@ -63,6 +63,7 @@ typedef struct tn_options {
     double scalar_lr; /* factor on lr for the scalar group */
     char *schedule;   /* for tn_schedule_parse */
     double warmup;    /* epochs */
+    double ema;       /* share that an average of the weights keeps at each step; 0 = no average */
     uint64_t seed;
     char *init; /* file, "" for none */
     /* device */

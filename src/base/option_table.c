@@ -155,6 +155,8 @@ const tn_option tn_option_rows[] = {
      .help = "constant, cosine, or step:EPOCH,EPOCH,...:FACTOR"},
     {"warmup", TRAINING, "EPOCHS", "0", FIELD(warmup), .commands = TRAIN, .min = 0, .max = 1000000,
      .help = "epochs, or part of one, over which the learning rate rises linearly"},
+    {"ema", TRAINING, "DECAY", "0", FIELD(ema), .commands = TRAIN, .min = 0, .max = 1, .below_max = true,
+     .help = "evaluate, and keep as best, an average of the weights that keeps DECAY of itself at each step; 0 is off"},
     {"seed", TRAINING, "N", "0", FIELD(seed), .commands = TRAIN | INIT, .help = "seed of all randomness"},
     {"init", TRAINING, "FILE", "", FIELD(init), .commands = TRAIN, .help = "start from the weights of this checkpoint"},
 

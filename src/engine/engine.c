@@ -49,6 +49,9 @@ static tn_status allocate_flat(tn_engine *e) {
     TN_TRY(tn_alloc(&e->norm_batches, (size_t)m->state_count, sizeof *e->norm_batches, "batch-norm state"));
     if (!e->config.training) return TN_OK;
     TN_TRY(allocate(e, &e->flat.grads, m->param_floats, sizeof(float), "gradients"));
+    if (e->config.average > 0)
+        TN_TRY(
+            allocate(e, &e->average, m->param_floats + m->state_floats, sizeof(float), "averaged weights"));
     return allocate(e, &e->flat.momentum, m->param_floats, sizeof(float), "momentum");
 }
 
@@ -138,6 +141,12 @@ static tn_status create(tn_engine *e) {
     if (c->max_batch < 1)
         return tn_fail(TN_ERR_USAGE, "an engine needs max_batch >= 1, not %d", c->max_batch);
     TN_TRY(open_device(e));
+    if (c->average < 0 || c->average >= 1 || (c->average > 0 && !(c->training && e->backend->ops->average)))
+        return tn_fail(
+            TN_ERR_USAGE,
+            "an average of weights with a share of %g: it must be from 0 to below 1, for training, "
+            "on a device that keeps averages (%s %s)",
+            c->average, e->backend->ops->name, e->backend->ops->average ? "does" : "does not");
     choose_chunks(e);
     tn_executor_config executor = {.chunk_rows = c->micro_batch,
                                    .chunks = e->chunks,
@@ -177,17 +186,10 @@ void tn_engine_free(tn_engine *e) {
     tn_executor_free(e->executor);
     if (e->backend) {
         bool host = e->backend->ops->host_memory;
-        void *memories[] = {e->flat.values,
-                            e->flat.grads,
-                            e->flat.momentum,
-                            e->flat.sums,
-                            e->flat.state,
-                            e->inputs.rates,
-                            e->inputs.images,
-                            e->inputs.labels,
-                            e->inputs.targets,
-                            e->report.row_loss,
-                            host ? NULL : e->inputs.row_weights};
+        void *memories[] = {e->flat.values,    e->flat.grads,      e->flat.momentum,
+                            e->flat.sums,      e->flat.state,      e->average,
+                            e->inputs.rates,   e->inputs.images,   e->inputs.labels,
+                            e->inputs.targets, e->report.row_loss, host ? NULL : e->inputs.row_weights};
         for (size_t i = 0; i < sizeof memories / sizeof *memories; i++)
             if (memories[i]) e->backend->ops->release(e->backend, memories[i]);
         if (!host) tn_free(e->seen.row_loss);
@@ -213,7 +215,7 @@ tn_status tn_engine_initialise(tn_engine *e, uint64_t seed) {
     if (status == TN_OK && e->flat.momentum)
         status = ops->upload(e->backend, e->flat.momentum, host, m->param_floats * sizeof(float));
     memset(e->norm_batches, 0, (size_t)m->state_count * sizeof *e->norm_batches);
-    e->packed = e->eval_loaded = false;
+    e->packed = e->eval_loaded = e->average_begun = e->average_used = false;
     tn_free(host);
     return status;
 }
