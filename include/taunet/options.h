@@ -46,7 +46,7 @@ typedef struct tn_options {
     int width, depth; /* of the fully connected networks; 0 = the network's (or theory experiment's) own */
     char *loss;       /* "cross-entropy" or "squared" */
     bool train_ends;
-    tn_input_shape input;
+    tn_input_shape input; /* zeros, and classes 0 = the model's own */
     int classes;
     /* data */
     char *data; /* specification for tn_dataset_open */
@@ -63,6 +63,7 @@ typedef struct tn_options {
     double scalar_lr; /* factor on lr for the scalar group */
     char *schedule;   /* for tn_schedule_parse */
     double warmup;    /* epochs */
+    double ema;       /* share that an average of the weights keeps at each step; 0 = no average */
     uint64_t seed;
     char *init; /* file, "" for none */
     /* device */

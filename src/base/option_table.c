@@ -72,7 +72,7 @@ static tn_status check_device(const char *value) {
 /* clang-format off */
 const tn_option tn_option_rows[] = {
     {"model", MODEL, "NAME", "resnet20", FIELD(model), .commands = TRAIN | INIT | INFO | BENCH,
-     .help = "resnet20, resnet56, resnet110, resnet1202: any depth 6n+2; fcresnet or feedforward"},
+     .help = "resnet20, resnet110: any depth 6n+2; resnet18, 34, 50, 101, 152; fcresnet or feedforward"},
     {"model", MODEL, "NAME", "", FIELD(model), .commands = EVAL, .unset = "the checkpoint's",
      .help = IN_PLACE},
     {"variant", MODEL, "NAME", "tau", FIELD(variant), .commands = TRAIN | INIT | INFO | BENCH, .choices = variants,
@@ -89,7 +89,7 @@ const tn_option tn_option_rows[] = {
     {"tau-sharing", MODEL, "HOW", "shared", FIELD(tau_sharing), .commands = EVAL, .choices = tau_sharings,
      .unset = "the checkpoint's", .help = IN_PLACE},
     {"bn-shortcut", MODEL, "YES|NO", "yes", FIELD(bn_shortcut), .commands = TRAIN | INIT | INFO | BENCH,
-     .help = "batch norm on the subsampled shortcuts of the CIFAR bn networks"},
+     .help = "bn networks: batch norm on the shortcuts that change shape"},
     {"bn-shortcut", MODEL, "YES|NO", "yes", FIELD(bn_shortcut), .commands = EVAL, .unset = "the checkpoint's",
      .help = IN_PLACE},
     {"zero-init-last-gamma", MODEL, "YES|NO", "no", FIELD(zero_init_last_gamma), .commands = TRAIN | INIT | INFO | BENCH,
@@ -110,10 +110,10 @@ const tn_option tn_option_rows[] = {
      .help = "softmax cross-entropy, or half the squared distance to the target"},
     {"loss", MODEL, "NAME", "cross-entropy", FIELD(loss), .commands = EVAL, .choices = losses,
      .unset = "the checkpoint's", .help = IN_PLACE},
-    {"input", MODEL, "CxHxW", "3x32x32", FIELD(input), .commands = INIT | INFO | BENCH, .min = 1, .max = 4096,
-     .help = "channels, height and width of an image"},
-    {"classes", MODEL, "N", "10", FIELD(classes), .commands = INIT | INFO | BENCH, .min = 1, .max = 1000000,
-     .help = "outputs of the last layer"},
+    {"input", MODEL, "CxHxW", "auto", FIELD(input), .commands = INIT | INFO | BENCH, .min = 1, .max = 4096,
+     .zero = "auto", .help = "an image's channels, height, width; auto is 3x32x32, of ImageNet's networks 3x224x224"},
+    {"classes", MODEL, "N", "auto", FIELD(classes), .commands = INIT | INFO | BENCH, .min = 1, .max = 1000000,
+     .zero = "auto", .help = "outputs of the last layer; auto is 10, of ImageNet's networks 1000"},
 
     {"data", DATA, "SPEC", "", FIELD(data), .commands = TRAIN | EVAL, .required = TRAIN | EVAL,
      .resume = TN_RESUME_MOVED,
@@ -155,6 +155,8 @@ const tn_option tn_option_rows[] = {
      .help = "constant, cosine, or step:EPOCH,EPOCH,...:FACTOR"},
     {"warmup", TRAINING, "EPOCHS", "0", FIELD(warmup), .commands = TRAIN, .min = 0, .max = 1000000,
      .help = "epochs, or part of one, over which the learning rate rises linearly"},
+    {"ema", TRAINING, "DECAY", "0", FIELD(ema), .commands = TRAIN, .min = 0, .max = 1, .below_max = true,
+     .help = "evaluate, and keep as best, an average of the weights that keeps DECAY of itself at each step; 0 is off"},
     {"seed", TRAINING, "N", "0", FIELD(seed), .commands = TRAIN | INIT, .help = "seed of all randomness"},
     {"init", TRAINING, "FILE", "", FIELD(init), .commands = TRAIN, .help = "start from the weights of this checkpoint"},
 

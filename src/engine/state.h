@@ -1,5 +1,5 @@
 /* The inside of an engine; shared by engine.c (life and access), batch.c (batches in, results out, chunks),
- * step.c (training) and probe.c. */
+ * step.c (training), average.c and probe.c. */
 #ifndef TN_ENGINE_STATE_H
 #define TN_ENGINE_STATE_H
 
@@ -48,6 +48,8 @@ struct tn_engine {
     tn_backend *backend;
     tn_pool *pool;
     tn_executor *executor;
+    float *average; /* [param_floats + state_floats], or NULL: see average.c */
+    bool average_begun, average_used;
     tn_gradient_tree *tree; /* NULL without training, and where the backend sums gradients itself */
     tn_flat flat;
     int64_t *norm_batches;   /* [state_count] */
@@ -81,6 +83,11 @@ typedef struct tn_batch_run {
 tn_status tn_engine_pack(tn_engine *engine);
 /* Issues the packing alone. */
 tn_status tn_engine_issue_pack(tn_engine *engine);
+
+/* Averages start from the weights of the first step; nothing without averages. */
+tn_status tn_engine_begin_average(tn_engine *engine);
+/* Takes `count` values of parameters and statistics, counted through both, into their average. */
+tn_status tn_engine_average(tn_engine *engine, size_t from, size_t count);
 
 /* Checks a batch and brings it to the backend. */
 tn_status tn_engine_begin(tn_engine *engine, const tn_batch *batch);

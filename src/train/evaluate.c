@@ -133,9 +133,13 @@ tn_status tn_run_init(const tn_options *options) {
     tn_engine_config config = {.device = "cpu", .threads = 1, .max_batch = 1};
     if (status == TN_OK) status = tn_engine_create(model, &config, &engine);
     if (status == TN_OK) status = tn_engine_initialise(engine, options->seed);
-    tn_checkpoint_info info = {
-        .options = options, .input = options->input, .classes = options->classes, .dataset = ""};
-    if (status == TN_OK) status = tn_checkpoint_save(engine, &info, NULL, options->out);
+    if (status == TN_OK) {
+        tn_checkpoint_info info = {.options = options,
+                                   .input = tn_setup_input(model),
+                                   .classes = tn_model_classes(model),
+                                   .dataset = ""};
+        status = tn_checkpoint_save(engine, &info, NULL, options->out);
+    }
     tn_engine_free(engine);
     tn_model_free(model);
     return status;

@@ -114,7 +114,8 @@ static tn_status open_engine(run *r) {
                                .threads = o->threads,
                                .micro_batch = o->micro_batch,
                                .max_batch = o->batch,
-                               .training = true};
+                               .training = true,
+                               .average = o->ema};
     TN_TRY(tn_setup_engine(r->model, &config, &r->engine));
     r->tau = tn_engine_find_parameter(r->engine, "tau");
     return tn_engine_initialise(r->engine, o->seed);
@@ -283,6 +284,13 @@ static tn_status log_end(run *r, const char *status, const char *message) {
 
 /* ---- checkpoints ---- */
 
+/* With --ema: whether evaluation and saving see the averaged weights. A failure before stays what is told. */
+static tn_status use_average(run *r, bool use, tn_status before) {
+    if (r->options->ema == 0) return before;
+    tn_status status = tn_engine_use_average(r->engine, use);
+    return before == TN_OK ? status : before;
+}
+
 static tn_status save(run *r, const char *name, bool whole) {
     char path[TN_RUN_PATH];
     double start = tn_now();
@@ -294,8 +302,10 @@ static tn_status save(run *r, const char *name, bool whole) {
                                .std = r->std};
     if (whole) TN_TRY(tn_probe_log_sync(r->probe));
     if (whole) TN_TRY(tn_run_folder_sync(&r->folder, &r->position));
-    TN_TRY(tn_checkpoint_save(r->engine, &info, whole ? &r->position : NULL,
-                              tn_run_folder_file(&r->folder, name, path)));
+    if (!whole) TN_TRY(use_average(r, true, TN_OK));
+    tn_status status = tn_checkpoint_save(r->engine, &info, whole ? &r->position : NULL,
+                                          tn_run_folder_file(&r->folder, name, path));
+    TN_TRY(whole ? status : use_average(r, false, status));
     tn_engine_trace_add(r->engine, "checkpoint", start, tn_now());
     return TN_OK;
 }
@@ -324,7 +334,9 @@ static tn_status save_epoch(run *r) {
 static tn_status evaluate(run *r) {
     tn_result result;
     double start = tn_now();
-    TN_TRY(tn_setup_evaluate(r->engine, r->val, r->hooks ? r->hooks->stop : NULL, &result, NULL));
+    TN_TRY(use_average(r, true, TN_OK));
+    tn_status status = tn_setup_evaluate(r->engine, r->val, r->hooks ? r->hooks->stop : NULL, &result, NULL);
+    TN_TRY(use_average(r, false, status));
     r->event.val_loss = result.loss / result.rows;
     r->event.val_top1 = 100.0 * result.top1 / result.rows;
     r->event.val_top5 = 100.0 * result.top5 / result.rows;
