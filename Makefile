@@ -17,7 +17,7 @@ OPT ?= -O3
 CPPFLAGS := -Iinclude -Isrc -I. -D_GNU_SOURCE -DTN_VERSION='"$(VERSION)"'
 CFLAGS := -std=c11 $(OPT) -g -fPIC -fopenmp -ffp-contract=off $(WARN) $(SANITIZE)
 LDFLAGS := -fopenmp $(SANITIZE)
-LDLIBS := -ldnnl -ljansson -lxxhash -lz -lpthread -lm
+LDLIBS := -ldnnl -ljansson -lxxhash -ljpeg -lspng -lz -lpthread -lm
 
 LIB_SRC := $(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/backend/*.c src/backend/*/*.c \
                              src/engine/*.c src/train/*.c src/theory/*.c))
@@ -66,7 +66,7 @@ fuzz: need-build+fuzz ## fuzz every parser for FUZZ_SECONDS each
 	@for source in $(FUZZ_SRC); do \
 	  name=$$(basename $$source .c); name=$${name#fuzz_}; mkdir -p build-fuzz/$$name; \
 	  clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $(CPPFLAGS) -o build-fuzz/fuzz_$$name \
-	    $$source $(filter src/base/% src/io/% src/data/%,$(LIB_SRC)) -ljansson -lxxhash -lz -lpthread -lm || exit 1; \
+	    $$source $(filter src/base/% src/io/% src/data/%,$(LIB_SRC)) -ljansson -lxxhash -ljpeg -lspng -lz -lpthread -lm || exit 1; \
 	  echo "== $$name"; build-fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 \
 	    -artifact_prefix=build-fuzz/$$name- build-fuzz/$$name tests/fuzz/corpus/$$name || exit 1; done
 
