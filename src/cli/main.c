@@ -64,6 +64,7 @@ static tn_status run_eval(const tn_options *options) {
     tn_evaluation e;
     tn_status status = tn_run_eval(options, &e);
     if (status != TN_OK) return status;
+    if (e.bad_samples) fprintf(stderr, "%d images left out, the first: %s\n", e.bad_samples, e.bad_sample);
     if (options->json)
         printf("{\"loss\": %.9g, \"top1\": %.9g, \"top5\": %.9g, \"images\": %d, \"bad_samples\": %d, "
                "\"seconds\": %.3f}\n",
