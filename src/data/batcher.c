@@ -175,6 +175,13 @@ static void smooth(float *targets, size_t count, double amount, int classes) {
     for (size_t i = 0; i < count; i++) targets[i] = keep * targets[i] + spread;
 }
 
+/* Lets the system read what the batch after the one that begins at `first` needs. */
+static void advise_next(const tn_batcher *b, int first) {
+    int next = first + b->config.batch, left = b->count - next;
+    tn_image_store_advise(&b->dataset->split[b->config.split].store, b->order + next,
+                          left < b->config.batch ? left : b->config.batch);
+}
+
 static tn_status order_epoch(tn_batcher *b, int epoch) {
     const tn_image_store *store = &b->dataset->split[b->config.split].store;
     if (!b->config.shuffle || b->order_epoch == epoch) return TN_OK;
@@ -195,6 +202,7 @@ tn_status tn_batcher_make(tn_batcher *batcher, int epoch, int number, const atom
     size_t classes = (size_t)buffer->batch.classes;
     bool mixup = config->mixup > 0.0;
     TN_TRY(order_epoch(batcher, epoch));
+    if (batcher->decoder && left > config->batch) advise_next(batcher, first);
     TN_TRY(load_rows(batcher, epoch, batcher->order + first, left < config->batch ? left : config->batch,
                      cancelled, mixup ? batcher->unmixed : buffer->images, buffer->labels, &rows));
     buffer->batch.rows = rows;

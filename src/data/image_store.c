@@ -124,6 +124,17 @@ tn_status tn_image_store_load(const tn_image_store *store, int sample, tn_encode
     return TN_OK;
 }
 
+void tn_image_store_advise(const tn_image_store *store, const int *samples, int count) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    for (int i = 0; store->shard_count > 0 && i < count; i++) {
+        const tn_stored_image *image = &store->images[samples[i]];
+        uintptr_t begin = (uintptr_t)(store->shards[image->shard].bytes + image->offset),
+                  first = begin / page * page;
+        /* Advice that is not taken changes nothing but the time. */
+        (void)madvise((void *)first, begin - first + image->bytes, MADV_WILLNEED);
+    }
+}
+
 tn_status tn_image_store_fail(const tn_image_store *store, int sample, tn_status status) {
     if (store->shard_count == 0)
         return tn_fail_prefix(status, "%s/%s", store->folder,

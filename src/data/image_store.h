@@ -50,6 +50,9 @@ typedef struct tn_encoded {
 
 tn_status tn_image_store_load(const tn_image_store *store, int sample, tn_encoded *out);
 
+/* Says that these samples of shards will be wanted soon, so that the system reads them meanwhile. */
+void tn_image_store_advise(const tn_image_store *store, const int *samples, int count);
+
 /* Puts the place of a sample in front of the message of a failure, and returns `status`. */
 tn_status tn_image_store_fail(const tn_image_store *store, int sample, tn_status status);
 

@@ -4,6 +4,8 @@
 
 #include <math.h>
 
+#include <jpeglib.h>
+
 #include "base/philox.h"
 #include "data/image.h"
 #include "data/input.h"
@@ -320,6 +322,10 @@ static void damaged_data_is_refused(void **state) {
     tn_rectangle all = {0, 0, image.width, image.height};
     assert_fails(tn_image_decode(&image, &all, NULL, &pixels, &factor), TN_ERR_DATA, "JPEG");
     tn_free(bytes);
+    /* A file without an end is refused even where the part that is wanted is there. */
+    read_fixture("cut.jpg", &bytes, &size);
+    assert_fails(tn_image_open(&image, bytes, size), TN_ERR_DATA, "JPEG", "cut short");
+    tn_free(bytes);
     /* The last scan again and again. */
     read_fixture("progressive.jpg", &bytes, &size);
     size_t scan = size;
@@ -339,6 +345,59 @@ static void damaged_data_is_refused(void **state) {
     check_decode("progressive.jpg", "progressive.jpg.ppm");
 }
 
+/* A valid progressive JPEG with `scans` scans: the DC of all components, then single AC coefficients. */
+static uint8_t *many_scans(int scans, size_t *size) {
+    static jpeg_scan_info script[200];
+    struct jpeg_compress_struct info;
+    struct jpeg_error_mgr errors;
+    unsigned char *bytes = NULL;
+    unsigned long length = 0;
+    script[0] = (jpeg_scan_info){.comps_in_scan = 3, .component_index = {0, 1, 2}};
+    for (int i = 1; i < scans; i++)
+        script[i] = (jpeg_scan_info){.comps_in_scan = 1,
+                                     .component_index = {(i - 1) % 3},
+                                     .Ss = 1 + (i - 1) / 3,
+                                     .Se = 1 + (i - 1) / 3};
+    info.err = jpeg_std_error(&errors);
+    jpeg_create_compress(&info);
+    jpeg_mem_dest(&info, &bytes, &length);
+    info.image_width = info.image_height = 16;
+    info.input_components = 3;
+    info.in_color_space = JCS_RGB;
+    jpeg_set_defaults(&info);
+    info.scan_info = script;
+    info.num_scans = scans;
+    jpeg_start_compress(&info, TRUE);
+    for (int y = 0; y < 16; y++) {
+        JSAMPLE pixels[48];
+        JSAMPROW row = pixels;
+        for (int i = 0; i < 48; i++) pixels[i] = (JSAMPLE)(y * 7 + i * 5);
+        jpeg_write_scanlines(&info, &row, 1);
+    }
+    jpeg_finish_compress(&info);
+    jpeg_destroy_compress(&info);
+    *size = length;
+    return bytes;
+}
+
+static void scans_are_counted(void **state) {
+    (void)state;
+    tn_rectangle all = {0, 0, 16, 16};
+    tn_pixels pixels;
+    int factor;
+    for (int more = 0; more < 2; more++) {
+        size_t size;
+        uint8_t *bytes = many_scans(TN_IMAGE_SCANS_MAX + more, &size);
+        assert_int_equal(tn_image_open(&image, bytes, size), TN_OK);
+        tn_status status = tn_image_decode(&image, &all, NULL, &pixels, &factor);
+        if (more)
+            assert_fails(status, TN_ERR_DATA, "more than 100 scans");
+        else if (status != TN_OK)
+            fail_msg("%s", tn_error());
+        free(bytes);
+    }
+}
+
 static int close_all(void **state) {
     (void)state;
     tn_image_free(&image);
@@ -356,6 +415,7 @@ int main(void) {
         cmocka_unit_test(the_draw_is_the_stream),
         cmocka_unit_test(huge_images_are_refused_before_they_are_decoded),
         cmocka_unit_test(damaged_data_is_refused),
+        cmocka_unit_test(scans_are_counted),
     };
     return cmocka_run_group_tests(tests, NULL, close_all);
 }

@@ -228,6 +228,24 @@ static void a_bad_image_stops_or_is_left_out(void **state) {
     temp_folder_remove(&in);
 }
 
+/* Whatever the producer is at. */
+static void closing_and_seeking_work_at_any_moment(void **state) {
+    (void)state;
+    temp_folder in = make_set();
+    tn_dataset *dataset = opened("folder", &in);
+    for (int i = 0; i < 60; i++) {
+        const tn_batch *batch;
+        tn_loader *loader = loader_of(dataset, (tn_loader_config){.batch = 5, .augment = true, .threads = 2});
+        for (int k = 0; k < i % 4; k++) assert_int_equal(tn_loader_seek(loader, i, k & 1), TN_OK);
+        if (i % 3 == 0) assert_int_equal(tn_loader_next(loader, &batch, NULL), TN_OK);
+        if (i % 3 == 0) assert_int_equal(batch->rows, i % 4 == 2 ? 1 : 5);
+        usleep((unsigned)(i % 7) * 300);
+        tn_loader_close(loader);
+    }
+    tn_dataset_close(dataset);
+    temp_folder_remove(&in);
+}
+
 /* ---- shards ---- */
 
 typedef struct shard {
@@ -404,6 +422,27 @@ static void what_is_wrong_with_a_shard_is_said(void **state) {
 
 enum { SHARDS = 13, SAMPLES = 330 };
 
+/* order.h, read once more: one step after the other, the buffer as a list. */
+static void plain_shard_order(const tn_shard *shards, int buffer, uint64_t seed, int epoch, int *order) {
+    int shard_at[SHARDS], queue[SAMPLES], waiting[SAMPLES], queued = 0, in = 0, out = 0;
+    tn_rng rng = tn_rng_open(seed, TN_RNG_SHUFFLE, (uint32_t)epoch, 0);
+    for (int s = 0; s < SHARDS; s++) shard_at[s] = s;
+    tn_shuffle(&rng, shard_at, SHARDS);
+    for (int s = 0; s < SHARDS; s++) {
+        int next = shard_at[s] == SHARDS - 1 ? SAMPLES : shards[shard_at[s] + 1].first;
+        for (int i = shards[shard_at[s]].first; i < next; i++) queue[queued++] = i;
+    }
+    for (; in < buffer && in < SAMPLES; in++) waiting[in] = queue[in];
+    int places = in;
+    while (in < SAMPLES) {
+        uint32_t drawn = tn_rng_below(&rng, (uint32_t)places);
+        order[out++] = waiting[drawn];
+        waiting[drawn] = queue[in++];
+    }
+    tn_shuffle(&rng, waiting, places);
+    for (int i = 0; i < places; i++) order[out++] = waiting[i];
+}
+
 static void the_shard_order_is_a_local_permutation(void **state) {
     (void)state;
     tn_shard shards[SHARDS] = {{0}};
@@ -414,6 +453,8 @@ static void the_shard_order_is_a_local_permutation(void **state) {
         bool seen[SAMPLES] = {false};
         assert_int_equal(tn_shard_order(3, 2, shards, SHARDS, SAMPLES, buffer, sequence, order), TN_OK);
         assert_int_equal(tn_shard_order(3, 2, shards, SHARDS, SAMPLES, buffer, sequence, again), TN_OK);
+        assert_memory_equal(order, again, sizeof order);
+        plain_shard_order(shards, buffer, 3, 2, again);
         assert_memory_equal(order, again, sizeof order);
         for (int i = 0; i < SAMPLES; i++) {
             assert_true(order[i] >= 0 && order[i] < SAMPLES && !seen[order[i]]);
@@ -509,6 +550,12 @@ static void packing_keeps_every_pixel(void **state) {
         check_same_bytes(&to, &other, "train-000001.tar");
         check_same_bytes(&to, &other, "val-000000.tar");
         check_same_bytes(&to, &other, "checksums.xxh64");
+        size_t size = 0;
+        char *tar = temp_read(temp_path_of(&to, "val-000000.tar").text, &size);
+        static const char zeros[1024];
+        assert_true(size % 512 == 0 && size > 1024);
+        assert_memory_equal(tar + size - 1024, zeros, 1024);
+        free(tar);
         /* What is there is kept; what is missing or was changed is made again. */
         packed(&config, 8, 3, 3);
         delete_file(&other, "train-000001.tar");
@@ -618,6 +665,7 @@ int main(void) {
         cmocka_unit_test(what_is_wrong_with_a_folder_is_said),
         cmocka_unit_test(batches_hold_the_views),
         cmocka_unit_test(a_bad_image_stops_or_is_left_out),
+        cmocka_unit_test(closing_and_seeking_work_at_any_moment),
         cmocka_unit_test(shards_hold_samples),
         cmocka_unit_test(the_index_is_kept_and_renewed),
         cmocka_unit_test(what_is_wrong_with_a_shard_is_said),
