@@ -17,7 +17,7 @@ OPT ?= -O3
 CPPFLAGS := -Iinclude -Isrc -I. -D_GNU_SOURCE -DTN_VERSION='"$(VERSION)"'
 CFLAGS := -std=c11 $(OPT) -g -fPIC -fopenmp -ffp-contract=off $(WARN) $(SANITIZE)
 LDFLAGS := -fopenmp $(SANITIZE)
-LDLIBS := -ldnnl -ljansson -lxxhash -lz -lpthread -lm
+LDLIBS := -ldnnl -ljansson -lxxhash -ljpeg -lspng -lz -lpthread -lm
 
 
 # The CUDA backend is built where there is a toolkit: nvcc under CUDA_HOME or on PATH. CUDA=no leaves it out.
@@ -46,7 +46,7 @@ UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
 REPLAY_BIN := $(FUZZ_SRC:tests/fuzz/fuzz_%.c=$(BUILD)/fuzz/replay_%)
 C_FILES = $(shell git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cpp')
 
-all: have-build say-cuda $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so $(BUILD)/taunet ## build the library and the program
+all: have-build say-cuda $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so $(BUILD)/taunet $(BUILD)/pack ## build the library and the program
 
 demo: need-build+demo ## train a tau-ResNet-20 on Fashion-MNIST for two epochs
 	@$(MAKE) --no-print-directory all
@@ -75,14 +75,14 @@ asan: need-build+test ## run all tests under the address and undefined-behaviour
 
 tsan: need-build+test ## run the tests of what is threaded under the thread sanitizer
 	@$(MAKE) --no-print-directory BUILD=build-tsan CUDA=no OPT=-O1 SANITIZE=-fsanitize=thread \
-	  $(addprefix build-tsan/unit/,test_pool test_gradient_tree test_loader test_cpu_engine)
-	@for t in test_pool test_gradient_tree test_loader test_cpu_engine; do build-tsan/unit/$$t || exit 1; done
+	  $(addprefix build-tsan/unit/,test_pool test_gradient_tree test_loader test_image_sets test_cpu_engine)
+	@for t in test_pool test_gradient_tree test_loader test_image_sets test_cpu_engine; do build-tsan/unit/$$t || exit 1; done
 
 fuzz: need-build+fuzz ## fuzz every parser for FUZZ_SECONDS each
 	@for source in $(FUZZ_SRC); do \
 	  name=$$(basename $$source .c); name=$${name#fuzz_}; mkdir -p build-fuzz/$$name; \
 	  clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $(CPPFLAGS) -o build-fuzz/fuzz_$$name \
-	    $$source $(filter src/base/% src/io/% src/data/%,$(LIB_SRC)) -ljansson -lxxhash -lz -lpthread -lm || exit 1; \
+	    $$source $(filter src/base/% src/io/% src/data/%,$(LIB_SRC)) -ljansson -lxxhash -ljpeg -lspng -lz -lpthread -lm || exit 1; \
 	  echo "== $$name"; build-fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 \
 	    -artifact_prefix=build-fuzz/$$name- build-fuzz/$$name tests/fuzz/corpus/$$name || exit 1; done
 
@@ -90,7 +90,7 @@ lint: need-lint ## formatting, static analysis, the dependency law
 	clang-format --dry-run -Werror $(C_FILES)
 	$(PYTHON) tools/lint.py
 	cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr --enable=warning,portability \
-	  --suppress=missingIncludeSystem -Iinclude -Isrc -I. -DTN_VERSION='""' src examples bench
+	  --suppress=missingIncludeSystem -Iinclude -Isrc -I. -DTN_VERSION='""' src examples bench datasets
 
 format: need-lint ## reformat all C files
 	clang-format -i $(C_FILES)
@@ -98,6 +98,7 @@ format: need-lint ## reformat all C files
 install: all ## install program, library, headers and pkg-config file under PREFIX
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include/taunet
 	install -m 755 $(BUILD)/taunet $(DESTDIR)$(PREFIX)/bin/
+	install -m 755 $(BUILD)/pack $(DESTDIR)$(PREFIX)/bin/taunet-pack
 	install -m 644 $(BUILD)/libtaunet.a $(DESTDIR)$(PREFIX)/lib/
 	install -m 755 $(BUILD)/libtaunet.so $(DESTDIR)$(PREFIX)/lib/libtaunet.so.0
 	ln -sf libtaunet.so.0 $(DESTDIR)$(PREFIX)/lib/libtaunet.so
@@ -128,6 +129,8 @@ $(BUILD)/libtaunet.a: $(LIB_OBJ)
 $(BUILD)/libtaunet.so: $(LIB_OBJ)
 	$(CC) -shared -Wl,-soname,libtaunet.so.0 -o $@ $^ $(LDFLAGS) $(LDLIBS)
 $(BUILD)/taunet: $(call OBJ,$(CLI_SRC)) $(BUILD)/libtaunet.a
+	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS)
+$(BUILD)/pack: $(BUILD)/datasets/pack.o $(BUILD)/libtaunet.a
 	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS)
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)

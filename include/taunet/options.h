@@ -18,6 +18,7 @@ extern "C" {
 
 typedef enum tn_tau_sharing { TN_TAU_SHARED, TN_TAU_PER_BLOCK } tn_tau_sharing;
 typedef enum tn_augment { TN_AUGMENT_STANDARD, TN_AUGMENT_NONE } tn_augment;
+typedef enum tn_bad_sample { TN_BAD_SAMPLE_STOP, TN_BAD_SAMPLE_SKIP } tn_bad_sample;
 
 typedef struct tn_input_shape {
     int channels, height, width;
@@ -55,6 +56,8 @@ typedef struct tn_options {
     bool shuffle;
     tn_float_list mean, std; /* of pixel / 255 */
     int limit_batches;       /* 0 = all */
+    int image_size, resize;  /* of folder and webdataset; 0 = the data set's own (the checkpoint's) */
+    tn_bad_sample on_bad_sample;
     /* optimisation */
     int epochs, steps; /* steps: 0 = `epochs` decides; for bench, timed steps */
     int warmup_steps;

@@ -28,6 +28,7 @@ static const char *const variants[] = {"bn", "bn-tau", "tau", "fixup", "alpha", 
 /* In the order of the enums of options.h. */
 static const char *const tau_sharings[] = {"shared", "per-block", NULL};
 static const char *const augmentations[] = {"standard", "none", NULL};
+static const char *const bad_samples[] = {"stop", "skip", NULL};
 static const char *const losses[] = {"cross-entropy", "squared", NULL};
 static const char *const probes[] = {"norms", NULL};
 static const char *const precisions[] = {"fp32", "tf32", "bf16", NULL};
@@ -117,9 +118,17 @@ const tn_option tn_option_rows[] = {
 
     {"data", DATA, "SPEC", "", FIELD(data), .commands = TRAIN | EVAL, .required = TRAIN | EVAL,
      .resume = TN_RESUME_MOVED,
-     .help = "cifar10:DIR, cifar100:DIR, mnist:DIR or synthetic:CxHxW:CLASSES:COUNT"},
+     .help = "cifar10:DIR, cifar100:DIR, mnist:DIR, folder:DIR, webdataset:DIR, synthetic:CxHxW:CLASSES:COUNT"},
+    {"image-size", DATA, "N", "auto", FIELD(image_size), .commands = TRAIN, .min = 1, .max = 4096, .zero = "auto",
+     .help = "folder and webdataset: side of the images that the network sees; auto is 224"},
+    {"image-size", DATA, "N", "auto", FIELD(image_size), .commands = EVAL, .min = 1, .max = 4096, .zero = "auto",
+     .help = "folder and webdataset: side of the central crop; auto is the checkpoint's"},
+    {"resize", DATA, "N", "auto", FIELD(resize), .commands = TRAIN | EVAL, .min = 1, .max = 4096, .zero = "auto",
+     .help = "short side before the crop of an evaluation; auto is 8/7 of --image-size: 256 for 224"},
+    {"on-bad-sample", DATA, "HOW", "stop", FIELD(on_bad_sample), .commands = TRAIN | EVAL, .choices = bad_samples,
+     .resume = TN_RESUME_FREE, .help = "folder and webdataset: an image that cannot be read stops the run or is left out"},
     {"augment", DATA, "HOW", "standard", FIELD(augment), .commands = TRAIN, .choices = augmentations,
-     .help = "random crops of the padded image and flips, or none"},
+     .help = "random crops (of folder and webdataset also sizes) and flips, or none"},
     {"mixup", DATA, "ALPHA", "0", FIELD(mixup), .commands = TRAIN, .min = 0, .max = 1000,
      .help = "mix pairs of images with weights from Beta(ALPHA, ALPHA); 0 is off"},
     {"label-smoothing", DATA, "E", "0", FIELD(label_smoothing), .commands = TRAIN, .min = 0, .max = 1, .below_max = true,

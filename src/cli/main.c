@@ -64,9 +64,11 @@ static tn_status run_eval(const tn_options *options) {
     tn_evaluation e;
     tn_status status = tn_run_eval(options, &e);
     if (status != TN_OK) return status;
+    if (e.bad_samples) fprintf(stderr, "%d images left out, the first: %s\n", e.bad_samples, e.bad_sample);
     if (options->json)
-        printf("{\"loss\": %.9g, \"top1\": %.9g, \"top5\": %.9g, \"images\": %d, \"seconds\": %.3f}\n",
-               e.loss, e.top1, e.top5, e.images, e.seconds);
+        printf("{\"loss\": %.9g, \"top1\": %.9g, \"top5\": %.9g, \"images\": %d, \"bad_samples\": %d, "
+               "\"seconds\": %.3f}\n",
+               e.loss, e.top1, e.top5, e.images, e.bad_samples, e.seconds);
     else
         printf("loss %.6f  top-1 %.2f %%  top-5 %.2f %%  (%d images, %.1f s)\n", e.loss, e.top1, e.top5,
                e.images, e.seconds);

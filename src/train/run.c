@@ -10,6 +10,7 @@
 #include "base/schedule.h"
 #include "model/graph.h"
 #include "taunet/run.h"
+#include "train/bad_samples.h"
 #include "train/probe_log.h"
 #include "train/run_folder.h"
 #include "train/setup.h"
@@ -79,7 +80,7 @@ static tn_status resolve_options(run *r, const tn_options *given) {
 
 static tn_status open_data(run *r) {
     const tn_options *o = r->options;
-    TN_TRY(tn_dataset_open(o->data, &r->dataset));
+    TN_TRY(tn_dataset_open_sized(o->data, o->image_size, o->resize, &r->dataset));
     r->data = tn_dataset_describe(r->dataset);
     TN_TRY(tn_setup_normalisation(o, &r->data, r->mean, r->std));
     tn_loader_config train = {.split = TN_SPLIT_TRAIN,
@@ -91,13 +92,17 @@ static tn_status open_data(run *r) {
                               .label_smoothing = o->label_smoothing,
                               .limit_batches = o->limit_batches,
                               .mean = r->mean,
-                              .std = r->std};
+                              .std = r->std,
+                              .threads = o->threads,
+                              .skip_bad = o->on_bad_sample == TN_BAD_SAMPLE_SKIP};
     TN_TRY(tn_setup_loader(r->dataset, &train, &r->train));
     tn_loader_config val = {.split = TN_SPLIT_VAL,
                             .batch = o->batch < r->data.val_count ? o->batch : r->data.val_count,
                             .limit_batches = o->limit_batches,
                             .mean = r->mean,
-                            .std = r->std};
+                            .std = r->std,
+                            .threads = o->threads,
+                            .skip_bad = o->on_bad_sample == TN_BAD_SAMPLE_SKIP};
     TN_TRY(tn_setup_loader(r->dataset, &val, &r->val));
     r->batches = tn_loader_batches(r->train);
     r->steps = o->steps > 0 ? o->steps : (long)o->epochs * r->batches;
@@ -270,6 +275,7 @@ static tn_status log_epoch(run *r) {
 }
 
 static tn_status log_end(run *r, const char *status, const char *message) {
+    char note[TN_BAD_SAMPLES_NOTE];
     json_t *line = json_object();
     put(line, "event", json_string("end"));
     put(line, "status", json_string(status));
@@ -278,6 +284,11 @@ static tn_status log_end(run *r, const char *status, const char *message) {
     if (r->position.best_epoch >= 0) {
         put(line, "best_top1", tn_json_real(r->position.best_top1));
         put(line, "best_epoch", json_integer(r->position.best_epoch));
+    }
+    if (r->options->on_bad_sample == TN_BAD_SAMPLE_SKIP) {
+        tn_bad_samples_put(line, r->train, r->val, note);
+        if (note[0]) send(r, TN_EVENT_NOTE, note);
+        r->event.text = NULL;
     }
     return tn_run_folder_log(&r->folder, line);
 }
