@@ -20,7 +20,7 @@ LDFLAGS := -fopenmp $(SANITIZE)
 LDLIBS := -ldnnl -ljansson -lxxhash -lz -lpthread -lm
 
 LIB_SRC := $(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/backend/*.c src/backend/*/*.c \
-                             src/engine/*.c src/train/*.c src/theory/*.c))
+                             src/engine/*.c src/train/*.c src/plot/*.c src/theory/*.c src/report/*.c))
 CLI_SRC := $(sort $(wildcard src/cli/*.c))
 SUPPORT_SRC := $(sort $(wildcard tests/support/*.c))
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
