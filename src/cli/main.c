@@ -3,9 +3,11 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/progress.h"
 #include "taunet/options.h"
+#include "taunet/report.h"
 #include "taunet/run.h"
 #include "taunet/theory.h"
 
@@ -131,11 +133,31 @@ static tn_status run_theory(const tn_options *options) {
     return tn_theory_run(options, &hooks);
 }
 
+/* Runs are made with this very program, wherever it was called from. */
+static tn_status run_table(const tn_options *options) {
+    char program[4096];
+    ssize_t size = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (size > 0)
+        program[size] = 0;
+    else
+        snprintf(program, sizeof program, "taunet"); /* without /proc: as the shell would find it */
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+    signal(SIGHUP, on_signal);
+    tn_report_hooks hooks = {.line = show_line, .stop = &stop_signal};
+    return tn_table_run(options, program, &hooks);
+}
+
+static tn_status run_report(const tn_options *options) {
+    tn_report_hooks hooks = {.line = show_line, .stop = &stop_signal};
+    return tn_report_run(options, &hooks);
+}
+
 static const struct {
     const char *name;
     tn_status (*run)(const tn_options *options);
-} commands[] = {{"train", run_train}, {"eval", run_eval},   {"init", run_init},
-                {"info", run_info},   {"bench", run_bench}, {"theory", run_theory}};
+} commands[] = {{"train", run_train}, {"eval", run_eval},     {"init", run_init},   {"info", run_info},
+                {"bench", run_bench}, {"theory", run_theory}, {"table", run_table}, {"report", run_report}};
 
 static tn_status help(const char *command) {
     char *text;

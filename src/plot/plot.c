@@ -104,6 +104,26 @@ tn_status tn_plot_mark_series(tn_plot *plot, int index, const char *css_class, c
     return tn_strdup(&s->tip, tip);
 }
 
+int tn_plot_thin(double *x, double *y, double *low, double *high, int count, int most) {
+    int window = (count + most - 1) / most, kept = 0;
+    if (window <= 1) return count;
+    for (int i = 0; i < count; i += window, kept++) {
+        int size = count - i < window ? count - i : window;
+        double mean_x = 0, mean_y = 0, least = INFINITY, greatest = -INFINITY;
+        for (int k = i; k < i + size; k++) {
+            mean_x += x[k] / size;
+            mean_y += y[k] / size;
+            least = low ? fmin(least, low[k]) : 0;
+            greatest = high ? fmax(greatest, high[k]) : 0;
+        }
+        x[kept] = mean_x;
+        y[kept] = mean_y;
+        if (low) low[kept] = least;
+        if (high) high[kept] = greatest;
+    }
+    return kept;
+}
+
 tn_status tn_xml_escape(tn_string *out, const char *text) {
     for (size_t size = strlen(text); size > 0;) {
         size_t length = tn_utf8_length(text, size);
@@ -307,6 +327,11 @@ static int legend_lines(const tn_plot *plot, size_t row, size_t columns) {
     return most;
 }
 
+static double row_height(const tn_plot *plot, size_t row, size_t columns) {
+    int lines = legend_lines(plot, row, columns);
+    return TOP + PANEL_HEIGHT + BOTTOM + (lines > 0 ? LEGEND_LINE * (lines + 1) : 0);
+}
+
 static const char style[] =
     "<style>.tn-plot{color:#333;color-scheme:light dark}"
     ".tn-plot text{font:11px system-ui,sans-serif;fill:currentColor}"
@@ -319,8 +344,7 @@ tn_status tn_plot_print(const tn_plot *plot, const char *title, tn_string *out) 
     size_t columns = plot->count == 4 ? 2 : plot->count < PER_ROW ? plot->count : PER_ROW;
     size_t rows = columns ? (plot->count + columns - 1) / columns : 0;
     double pitch = LEFT + PANEL_WIDTH + RIGHT, height = 8;
-    for (size_t r = 0; r < rows; r++)
-        height += TOP + PANEL_HEIGHT + BOTTOM + LEGEND_LINE * (legend_lines(plot, r, columns) + 1);
+    for (size_t r = 0; r < rows; r++) height += row_height(plot, r, columns);
     TN_TRY(tn_string_printf(
         out,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"tn-plot\" role=\"img\" width=\"%.0f\" "
@@ -332,7 +356,7 @@ tn_status tn_plot_print(const tn_plot *plot, const char *title, tn_string *out) 
     for (size_t r = 0; r < rows; r++) {
         for (size_t i = r * columns; i < plot->count && i < (r + 1) * columns; i++)
             TN_TRY(put_panel(&plot->panels[i], pitch * (double)(i - r * columns), top, out));
-        top += TOP + PANEL_HEIGHT + BOTTOM + LEGEND_LINE * (legend_lines(plot, r, columns) + 1);
+        top += row_height(plot, r, columns);
     }
     return tn_string_printf(out, "</svg>\n");
 }
