@@ -49,6 +49,17 @@ static tn_status print_text(char *text) {
     return TN_OK;
 }
 
+/* The page in the folder of a run that is through. */
+static tn_status write_page(const char *folder) {
+    tn_options *options;
+    tn_status status = tn_options_create("report", &options);
+    if (status != TN_OK) return status;
+    status = tn_options_set(options, "run", folder);
+    if (status == TN_OK) status = tn_report_run(options, NULL);
+    tn_options_free(options);
+    return status;
+}
+
 static tn_status run_train(const tn_options *options) {
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
@@ -59,7 +70,7 @@ static tn_status run_train(const tn_options *options) {
     tn_run_hooks hooks = {.event = progress_show, .context = &state, .stop = &stop_signal};
     tn_status status = tn_run_train(options, &hooks);
     progress_end(&state);
-    return status;
+    return status == TN_OK ? write_page(options->out) : status;
 }
 
 static tn_status run_eval(const tn_options *options) {

@@ -119,8 +119,11 @@ static tn_status curve_of_cell(figure *f, tn_curve_kind kind, int row, int colum
     snprintf(name, sizeof name, "%s%s%s", info.label, *c->panel ? ", " : "", c->panel);
     snprintf(y, sizeof y, "%s%s%s", info.label, *info.unit ? " " : "", info.unit);
     bool many = columns_of_panel(plan, c->panel) > 1;
-    snprintf(label, sizeof label, "%s%s%s", plan->row_count > 1 || !many ? r->name : "",
-             plan->row_count > 1 && many ? ", " : "", many ? c->name : "");
+    bool rows = plan->row_count > 1 || !many;
+    const char *what = tn_section_key(plan->table, "rows");
+    snprintf(label, sizeof label, "%s%s%s%s%s", rows && !isnan(r->x) && what ? what : "",
+             rows && !isnan(r->x) && what ? " " : "", rows ? r->name : "", rows && many ? ", " : "",
+             many ? c->name : "");
     TN_TRY(average(f->table, first, count, kind, &l));
     tn_status status = TN_OK;
     if (l.count > 0) {
@@ -212,6 +215,16 @@ static tn_status fill_norms(const tn_run_record *record, bool last, line *l) {
     return TN_OK;
 }
 
+/* "ResNet-110", and when if the figure shows several times. */
+static void name_norms(const figure *f, int row, bool last, char name[LABEL]) {
+    const char *epochs = tn_section_key(f->section, "epoch");
+    bool several = epochs && strchr(epochs, ',');
+    snprintf(name, LABEL, "%s%s", f->table->plan->rows[row].name,
+             !several ? ""
+             : last   ? ", at the end"
+                      : ", before training");
+}
+
 static tn_status norms_of_row(figure *f, int row, bool last, bool log) {
     const tn_table_plan *plan = f->table->plan;
     for (int j = 0; j < plan->column_count; j++) {
@@ -221,7 +234,7 @@ static tn_status norms_of_row(figure *f, int row, bool last, bool log) {
         line l;
         if (!record || record->state == TN_RUN_ABSENT) continue;
         TN_TRY(fill_norms(record, last, &l));
-        snprintf(name, sizeof name, "%s, %s", plan->rows[row].name, last ? "at the end" : "before training");
+        name_norms(f, row, last, name);
         tn_status status = TN_OK;
         if (l.count > 0) {
             status = find_panel(f, name, "block", "norm of the output over block 1's", log, &slot);

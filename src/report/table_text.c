@@ -73,10 +73,14 @@ static tn_status put_cells(const tn_table *table, tn_string *out) {
                          metric.label, *metric.unit ? " " : "", metric.unit));
     for (int i = 0; i < plan->row_count; i++)
         for (int j = 0; j < plan->column_count; j++) TN_TRY(put_cell(table, i, j, out));
-    TN_TRY(tn_string_printf(out,
-                            "\nMean ± sample standard deviation over the finished runs (seeds 0 to %d); "
-                            "intervals are Student's t over runs.",
-                            plan->seeds - 1));
+    if (plan->seeds == 1)
+        TN_TRY(tn_string_printf(out,
+                                "\nOne run each (seed 0), so nothing is known of the noise between seeds."));
+    else
+        TN_TRY(tn_string_printf(out,
+                                "\nMean ± sample standard deviation over the finished runs (seeds 0 to %d); "
+                                "intervals are Student's t over runs.",
+                                plan->seeds - 1));
     const char *source = tn_section_key(plan->table, "source"), *is = tn_section_key(plan->table, "paper-is");
     if (source) TN_TRY(tn_string_printf(out, " Paper: %s%s%s.", source, is ? ", " : "", is ? is : ""));
     return tn_string_printf(out, "\n");
@@ -134,7 +138,7 @@ static tn_status put_origin(const tn_table *table, tn_string *out) {
     for (int i = 0; i < plan->run_count; i++) {
         const tn_run_record *r = table->results[i].record;
         if (!r->start) continue;
-        TN_TRY(tn_string_printf(out, "\ntaunet %s; %s, %.0f threads; ", tn_run_record_text(r, "version"),
+        TN_TRY(tn_string_printf(out, "\ntaunet %s; %s, threads: %.0f; ", tn_run_record_text(r, "version"),
                                 tn_run_record_text(r, "device"), tn_run_record_number(r, "threads")));
         return tn_string_printf(out, "%s, %.0f training and %.0f validation images (the first run's).\n",
                                 tn_run_record_text(r, "dataset"), tn_run_record_number(r, "train_images"),

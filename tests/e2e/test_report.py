@@ -105,6 +105,7 @@ class Report(Case):
 
     def test_the_page_holds_everything(self):
         runs = self.make_runs()
+        self.assertIn('class="run-0"', (runs / "<tau>" / "report.html").read_text())  # written by train
         self.succeed("theory", "forward", "--width", 8, "--depths", "4,6", "--trials", 2, "--out", runs / "theory")
         self.succeed("report", runs)
         text = (runs / "report.html").read_text()
