@@ -19,7 +19,6 @@ CFLAGS := -std=c11 $(OPT) -g -fPIC -fopenmp -ffp-contract=off $(WARN) $(SANITIZE
 LDFLAGS := -fopenmp $(SANITIZE)
 LDLIBS := -ldnnl -ljansson -lxxhash -ljpeg -lspng -lz -lpthread -lm
 
-
 # The CUDA backend is built where there is a toolkit: nvcc under CUDA_HOME or on PATH. CUDA=no leaves it out.
 CUDA ?= yes
 CUDA_SRC := $(sort $(wildcard src/backend/cuda_*.c))
@@ -34,7 +33,8 @@ CUDA_LIBS := -L$(TOOLKIT)/lib64 -Wl,-rpath,$(TOOLKIT)/lib64 -lcublas -lcudart -l
 endif
 endif
 LIB_SRC := $(filter-out $(CUDA_SRC),$(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/backend/*.c \
-                             src/backend/*/*.c src/engine/*.c src/train/*.c src/theory/*.c)))
+                             src/backend/*/*.c src/engine/*.c src/train/*.c src/plot/*.c src/theory/*.c \
+                             src/report/*.c)))
 CLI_SRC := $(sort $(wildcard src/cli/*.c))
 SUPPORT_SRC := $(sort $(wildcard tests/support/*.c))
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
@@ -56,10 +56,9 @@ test: need-build+test ## build and run all tests
 	@$(MAKE) --no-print-directory all tests
 	@$(PYTHON) tests/run.py $(BUILD) $(TESTS)
 
-bench: all $(BUILD)/bench/loader ## throughput of training steps and of the data loader
-	@for model in resnet20 resnet110; do for variant in tau bn; do \
-	  $(BUILD)/taunet bench --model $$model --variant $$variant --steps 10 || exit 1; echo; done; done
-	@$(BUILD)/bench/loader
+bench: need-build+peers ## throughput of all networks beside PyTorch, and of the data loader: docs/results/performance.md
+	@$(MAKE) --no-print-directory all $(BUILD)/bench/loader
+	bench/compare --taunet $(BUILD)/taunet --out docs/results/performance.md $(COMPARE)
 
 bench-peers: need-peers ## compare throughput with PyTorch on this machine
 	@$(MAKE) --no-print-directory all
@@ -82,7 +81,7 @@ fuzz: need-build+fuzz ## fuzz every parser for FUZZ_SECONDS each
 	@for source in $(FUZZ_SRC); do \
 	  name=$$(basename $$source .c); name=$${name#fuzz_}; mkdir -p build-fuzz/$$name; \
 	  clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $(CPPFLAGS) -o build-fuzz/fuzz_$$name \
-	    $$source $(filter src/base/% src/io/% src/data/%,$(LIB_SRC)) -ljansson -lxxhash -ljpeg -lspng -lz -lpthread -lm || exit 1; \
+	    $$source $(filter src/base/% src/io/% src/data/% src/plot/% src/report/%,$(LIB_SRC)) -ljansson -lxxhash -ljpeg -lspng -lz -lpthread -lm || exit 1; \
 	  echo "== $$name"; build-fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 \
 	    -artifact_prefix=build-fuzz/$$name- build-fuzz/$$name tests/fuzz/corpus/$$name || exit 1; done
 
@@ -103,6 +102,8 @@ install: all ## install program, library, headers and pkg-config file under PREF
 	install -m 755 $(BUILD)/libtaunet.so $(DESTDIR)$(PREFIX)/lib/libtaunet.so.0
 	ln -sf libtaunet.so.0 $(DESTDIR)$(PREFIX)/lib/libtaunet.so
 	install -m 644 include/taunet/*.h $(DESTDIR)$(PREFIX)/include/taunet/
+	install -d $(DESTDIR)$(PREFIX)/share/taunet/tables
+	install -m 644 bench/tables/*.toml $(DESTDIR)$(PREFIX)/share/taunet/tables/
 	printf 'prefix=%s\nName: taunet\nDescription: training engine for residual networks with scaled branches\nVersion: %s\nCflags: -I$${prefix}/include\nLibs: -L$${prefix}/lib -ltaunet\nLibs.private: -fopenmp $(LDLIBS)\n' \
 	  '$(PREFIX)' '$(VERSION)' > $(DESTDIR)$(PREFIX)/lib/pkgconfig/taunet.pc
 
