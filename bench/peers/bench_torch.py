@@ -25,6 +25,8 @@ def parse_options():
     parser.add_argument("--variant", default="tau")
     parser.add_argument("--depth", type=int, default=1000, help="of fcresnet and feedforward")
     parser.add_argument("--width", type=int, default=128, help="of fcresnet and feedforward")
+    parser.add_argument("--input", metavar="CxHxW", help="image (what the network is made for)")
+    parser.add_argument("--classes", type=int, help="outputs (what the network is made for)")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--layout", choices=("nchw", "channels_last", "both"), default="both")
@@ -73,7 +75,11 @@ class Training:
         else:
             shape, classes = models.input_of(options.model)
             lr = 1e-4 if classes == 1000 else 0.01
-            net = models.build(options.model, options.variant, classes=classes)
+        if options.input:
+            shape = tuple(int(size) for size in options.input.split("x"))
+        classes = options.classes or classes
+        if not connected:
+            net = models.build(options.model, options.variant, channels=shape[0], classes=classes)
             self.net = net.to(memory_format=memory_format).train()
             groups = models.parameter_groups(self.net, lr=lr)
         images = torch.randn(options.batch, *shape)

@@ -177,6 +177,9 @@ struct tn_backend {
 
 #define TN_RECORD_SLOTS 4
 
+/* The backends that this build has, in the order in which "auto" tries them; NULL behind the last. */
+const tn_backend_ops *tn_backend_at(int index);
+
 /* The registry: resolves a --device value ("auto", "cpu", "cuda", "cuda:N") to a table and a device number.
  * TN_ERR_DEVICE where there is none, TN_ERR_USAGE where it has not the precision. */
 tn_status tn_backend_find(const char *device, tn_precision precision, const tn_backend_ops **ops,

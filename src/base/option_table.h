@@ -41,6 +41,7 @@ typedef struct tn_option {
     const char *const *choices; /* ends with NULL */
     tn_status (*check)(const char *value); /* text: further checks; the message is complete */
     tn_option_resume resume;
+    bool repeated;          /* text: may be given again; the values are joined by newlines */
     bool command_line_only; /* an order, not a setting: neither saved nor read from files */
 } tn_option;
 

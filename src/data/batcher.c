@@ -6,22 +6,8 @@
 #include "base/memory.h"
 #include "base/simd.h"
 
-void tn_shuffle(tn_rng *rng, int *values, int count) {
-    for (int i = count - 1; i > 0; i--) {
-        int j = (int)tn_rng_below(rng, (uint32_t)i + 1);
-        int swapped = values[i];
-        values[i] = values[j];
-        values[j] = swapped;
-    }
-}
-
-void tn_epoch_order(uint64_t seed, int epoch, int count, int *order) {
-    tn_rng rng = tn_rng_open(seed, TN_RNG_SHUFFLE, (uint32_t)epoch, 0);
-    for (int i = 0; i < count; i++) order[i] = i;
-    tn_shuffle(&rng, order, count);
-}
-
-static tn_status check_config(const tn_dataset_info *info, const tn_loader_config *config, int count) {
+static tn_status check_config(const tn_dataset_info *info, const tn_loader_config *config, int count,
+                              bool stored) {
     const char *split = config->split == TN_SPLIT_TRAIN ? "training" : "validation";
     if (count == 0)
         return tn_fail(TN_ERR_USAGE, "%s: 0 images in the %s split; nothing can be loaded", info->name,
@@ -39,6 +25,11 @@ static tn_status check_config(const tn_dataset_info *info, const tn_loader_confi
     if (!(config->label_smoothing >= 0.0 && config->label_smoothing < 1.0))
         return tn_fail(TN_ERR_USAGE, "label-smoothing %g: must be at least 0 and below 1",
                        config->label_smoothing);
+    if (config->skip_bad && !stored)
+        return tn_fail(
+            TN_ERR_USAGE,
+            "--on-bad-sample skip has no effect on %s, which is checked when it is opened; leave it out",
+            info->name);
     for (int c = 0; c < info->channels; c++) {
         if (config->mean && !isfinite(config->mean[c]))
             return tn_fail(TN_ERR_USAGE, "mean %g of channel %d: must be finite", (double)config->mean[c], c);
@@ -48,10 +39,20 @@ static tn_status check_config(const tn_dataset_info *info, const tn_loader_confi
     return TN_OK;
 }
 
+/* The order of samples; that of an epoch follows when its first batch is made. */
+static tn_status open_order(tn_batcher *b, const tn_image_store *store) {
+    b->order_epoch = -1;
+    TN_TRY(tn_alloc(&b->order, (size_t)b->count, sizeof *b->order, "order of an epoch"));
+    for (int i = 0; i < b->count; i++) b->order[i] = i;
+    if (!b->config.shuffle || store->shard_count == 0) return TN_OK;
+    return tn_alloc(&b->shards, (size_t)store->shard_count, sizeof *b->shards, "order of shards");
+}
+
 tn_status tn_batcher_open(const tn_dataset *dataset, const tn_loader_config *config, tn_batcher *out) {
     const tn_dataset_info *info = &dataset->info;
+    const tn_samples *samples = &dataset->split[config->split];
     int count = config->split == TN_SPLIT_TRAIN ? info->train_count : info->val_count;
-    TN_TRY(check_config(info, config, count));
+    TN_TRY(check_config(info, config, count, !samples->pixels));
     out->dataset = dataset;
     out->config = *config;
     out->config.mean = out->config.std = NULL; /* in the table from here on */
@@ -65,19 +66,20 @@ tn_status tn_batcher_open(const tn_dataset *dataset, const tn_loader_config *con
                                     .padding = config->augment ? info->crop_padding : 0};
     tn_image_format_normalise(&out->format, config->mean ? config->mean : info->mean,
                               config->std ? config->std : info->std);
-    out->order_epoch = -1;
-    if (config->shuffle)
-        TN_TRY(tn_alloc(&out->order, (size_t)count, sizeof *out->order, "order of an epoch"));
+    TN_TRY(open_order(out, &samples->store));
     if (config->mixup > 0.0) {
         size_t pixels = (size_t)config->batch * tn_dataset_image_size(info);
         TN_TRY(tn_alloc(&out->unmixed, pixels, sizeof *out->unmixed, "images before mixup"));
         TN_TRY(tn_alloc(&out->partner, (size_t)config->batch, sizeof *out->partner, "partners of mixup"));
     }
-    return TN_OK;
+    return samples->pixels ? TN_OK
+                           : tn_row_decoder_create(dataset, &out->config, &out->format, &out->decoder);
 }
 
 void tn_batcher_close(tn_batcher *batcher) {
+    tn_row_decoder_free(batcher->decoder);
     tn_free(batcher->order);
+    tn_free(batcher->shards);
     tn_free(batcher->unmixed);
     tn_free(batcher->partner);
     *batcher = (tn_batcher){.order = NULL};
@@ -107,21 +109,37 @@ void tn_batch_buffer_free(tn_batch_buffer *buffer) {
     *buffer = (tn_batch_buffer){.images = NULL};
 }
 
-/* Writes the augmented images to `images` and the labels to the buffer. */
-static void load_rows(tn_batcher *batcher, int epoch, int first, int rows, float *images, int *labels) {
+/* Augments images that are in memory. */
+static void copy_rows(const tn_batcher *batcher, int epoch, const int *wanted, int count, float *images) {
     const tn_loader_config *config = &batcher->config;
     const tn_samples *samples = &batcher->dataset->split[config->split];
     size_t size = tn_dataset_image_size(&batcher->dataset->info);
     tn_augmentation how = {0, 0, false};
-    for (int i = 0; i < rows; i++) {
-        int sample = batcher->order ? batcher->order[first + i] : first + i;
+    for (int i = 0; i < count; i++) {
         if (config->augment)
-            how = tn_augment_draw(config->seed, epoch, sample, batcher->format.padding,
+            how = tn_augment_draw(config->seed, epoch, wanted[i], batcher->format.padding,
                                   batcher->dataset->info.flip);
-        tn_augment_apply(&batcher->format, samples->pixels + (size_t)sample * size, how,
+        tn_augment_apply(&batcher->format, samples->pixels + (size_t)wanted[i] * size, how,
                          images + (size_t)i * size);
-        labels[i] = samples->labels[sample];
     }
+}
+
+/* Writes the augmented images of samples wanted[count] to `images` and their labels; *rows is how many. */
+static tn_status load_rows(tn_batcher *batcher, int epoch, const int *wanted, int count,
+                           const atomic_bool *cancelled, float *images, int *labels, int *rows) {
+    const tn_samples *samples = &batcher->dataset->split[batcher->config.split];
+    *rows = count;
+    if (batcher->decoder) {
+        TN_TRY(tn_row_decoder_run(batcher->decoder, epoch, wanted, count, cancelled, images, labels, rows));
+        if (*rows == 0)
+            return tn_fail(TN_ERR_DATA, "none of the %d images of a batch can be decoded; the first: %s",
+                           count, tn_row_decoder_bad_sample(batcher->decoder, 0));
+    } else {
+        copy_rows(batcher, epoch, wanted, count, images);
+        memcpy(labels, wanted, (size_t)count * sizeof *labels);
+    }
+    for (int i = 0; i < *rows; i++) labels[i] = samples->labels[labels[i]];
+    return TN_OK;
 }
 
 /* The rounding of a * x + b * y must not depend on the machine: no fused multiply-add (see the Makefile). */
@@ -157,19 +175,37 @@ static void smooth(float *targets, size_t count, double amount, int classes) {
     for (size_t i = 0; i < count; i++) targets[i] = keep * targets[i] + spread;
 }
 
-void tn_batcher_make(tn_batcher *batcher, int epoch, int number, tn_batch_buffer *buffer) {
+/* Lets the system read what the batch after the one that begins at `first` needs. */
+static void advise_next(const tn_batcher *b, int first) {
+    int next = first + b->config.batch, left = b->count - next;
+    tn_image_store_advise(&b->dataset->split[b->config.split].store, b->order + next,
+                          left < b->config.batch ? left : b->config.batch);
+}
+
+static tn_status order_epoch(tn_batcher *b, int epoch) {
+    const tn_image_store *store = &b->dataset->split[b->config.split].store;
+    if (!b->config.shuffle || b->order_epoch == epoch) return TN_OK;
+    if (b->shards)
+        TN_TRY(tn_shard_order(b->config.seed, epoch, store->shards, store->shard_count, b->count,
+                              TN_SHUFFLE_BUFFER, b->shards, b->order));
+    else
+        tn_epoch_order(b->config.seed, epoch, b->count, b->order);
+    b->order_epoch = epoch;
+    return TN_OK;
+}
+
+tn_status tn_batcher_make(tn_batcher *batcher, int epoch, int number, const atomic_bool *cancelled,
+                          tn_batch_buffer *buffer) {
     TN_ASSERT(epoch >= 0 && number >= 0 && number < batcher->batches);
     const tn_loader_config *config = &batcher->config;
-    int first = number * config->batch, left = batcher->count - first;
-    int rows = left < config->batch ? left : config->batch;
+    int first = number * config->batch, left = batcher->count - first, rows;
     size_t classes = (size_t)buffer->batch.classes;
     bool mixup = config->mixup > 0.0;
-    if (batcher->order && batcher->order_epoch != epoch) {
-        tn_epoch_order(config->seed, epoch, batcher->count, batcher->order);
-        batcher->order_epoch = epoch;
-    }
+    TN_TRY(order_epoch(batcher, epoch));
+    if (batcher->decoder && left > config->batch) advise_next(batcher, first);
+    TN_TRY(load_rows(batcher, epoch, batcher->order + first, left < config->batch ? left : config->batch,
+                     cancelled, mixup ? batcher->unmixed : buffer->images, buffer->labels, &rows));
     buffer->batch.rows = rows;
-    load_rows(batcher, epoch, first, rows, mixup ? batcher->unmixed : buffer->images, buffer->labels);
     memset(buffer->targets, 0, (size_t)rows * classes * sizeof *buffer->targets);
     if (mixup)
         mix_rows(batcher, epoch, number, rows, buffer);
@@ -178,4 +214,5 @@ void tn_batcher_make(tn_batcher *batcher, int epoch, int number, tn_batch_buffer
             buffer->targets[(size_t)i * classes + (size_t)buffer->labels[i]] = 1.0f;
     if (config->label_smoothing > 0.0)
         smooth(buffer->targets, (size_t)rows * classes, config->label_smoothing, buffer->batch.classes);
+    return TN_OK;
 }

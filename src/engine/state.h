@@ -10,7 +10,8 @@
 
 /* What a batch reads. On a backend with host memory, images, targets and labels are those of the batch. */
 typedef struct tn_inputs {
-    float *images;      /* [chunks * micro_batch] images; with host memory: of a short last chunk */
+    float *images; /* [chunks][chunk_floats], micro_batch images each; with host memory: a short last chunk */
+    size_t chunk_floats;
     float *targets;     /* [chunks * micro_batch][classes] */
     float *row_weights; /* [chunks * micro_batch], 0 for padding */
     int *labels;        /* [chunks * micro_batch] */
@@ -55,10 +56,10 @@ struct tn_engine {
     tn_engine_config config; /* resolved: threads and micro_batch are set */
     int chunks;              /* most chunks in a batch */
     char device[128];
-    size_t bytes;
-    bool packed;      /* the packed parameters are those of flat.values */
-    bool eval_loaded; /* norm plans hold the running statistics */
-    int bad_node;     /* node whose packed parameters are not finite, or -1 */
+    size_t memory[TN_MEMORY_USES]; /* bytes */
+    bool packed;                   /* the packed parameters are those of flat.values */
+    bool eval_loaded;              /* norm plans hold the running statistics */
+    int bad_node;                  /* node whose packed parameters are not finite, or -1 */
     tn_inputs inputs;
     tn_report report, seen; /* in backend memory, and as the host sees it: the same with host memory */
     size_t report_bytes;

@@ -240,7 +240,8 @@ tn_status tn_checkpoint_options(const tn_safetensors *file, const char *path, tn
                                           {"train-ends", "train_ends"},
                                           {"loss", "loss"},
                                           {"mean", "mean"},
-                                          {"std", "std"}};
+                                          {"std", "std"},
+                                          {"resize", "resize"}};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         const char *value = tn_safetensors_metadata(file, keys[i][1]);
         if (tn_options_is_given(options, keys[i][0])) continue;
@@ -248,6 +249,7 @@ tn_status tn_checkpoint_options(const tn_safetensors *file, const char *path, tn
             return tn_fail(TN_ERR_DATA, "%s: the metadata does not name the %s; give --%s", path, keys[i][0],
                            keys[i][0]);
         if (!value || !*value) continue;
+        if (!strcmp(keys[i][0], "resize") && !tn_dataset_is_sized(options->data)) continue;
         tn_status status = tn_options_set(options, keys[i][0], value);
         if (status != TN_OK) return tn_fail_prefix(TN_ERR_DATA, "%s: metadata", path);
     }

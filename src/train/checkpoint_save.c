@@ -121,6 +121,7 @@ static void describe(metadata *m, const tn_checkpoint_info *info, const tn_posit
     meta(m, "classes", "%d", info->classes);
     meta(m, "seed", "%" PRIu64, o->seed);
     if (info->dataset[0]) meta(m, "dataset", "%s", info->dataset);
+    if (o->resize) meta(m, "resize", "%d", o->resize);
     if (info->mean) meta_floats(m, "mean", info->mean, info->input.channels);
     if (info->std) meta_floats(m, "std", info->std, info->input.channels);
     if (!p) return;

@@ -4,11 +4,13 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "backend/backend.h"
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/schedule.h"
 #include "model/graph.h"
 #include "taunet/run.h"
+#include "train/bad_samples.h"
 #include "train/probe_log.h"
 #include "train/run_folder.h"
 #include "train/setup.h"
@@ -78,7 +80,7 @@ static tn_status resolve_options(run *r, const tn_options *given) {
 
 static tn_status open_data(run *r) {
     const tn_options *o = r->options;
-    TN_TRY(tn_dataset_open(o->data, &r->dataset));
+    TN_TRY(tn_dataset_open_sized(o->data, o->image_size, o->resize, &r->dataset));
     r->data = tn_dataset_describe(r->dataset);
     TN_TRY(tn_setup_normalisation(o, &r->data, r->mean, r->std));
     tn_loader_config train = {.split = TN_SPLIT_TRAIN,
@@ -90,13 +92,17 @@ static tn_status open_data(run *r) {
                               .label_smoothing = o->label_smoothing,
                               .limit_batches = o->limit_batches,
                               .mean = r->mean,
-                              .std = r->std};
+                              .std = r->std,
+                              .threads = o->threads,
+                              .skip_bad = o->on_bad_sample == TN_BAD_SAMPLE_SKIP};
     TN_TRY(tn_setup_loader(r->dataset, &train, &r->train));
     tn_loader_config val = {.split = TN_SPLIT_VAL,
                             .batch = o->batch < r->data.val_count ? o->batch : r->data.val_count,
                             .limit_batches = o->limit_batches,
                             .mean = r->mean,
-                            .std = r->std};
+                            .std = r->std,
+                            .threads = o->threads,
+                            .skip_bad = o->on_bad_sample == TN_BAD_SAMPLE_SKIP};
     TN_TRY(tn_setup_loader(r->dataset, &val, &r->val));
     r->batches = tn_loader_batches(r->train);
     r->steps = o->steps > 0 ? o->steps : (long)o->epochs * r->batches;
@@ -127,6 +133,17 @@ static tn_status load_weights(run *r, const char *path, bool resume) {
     if (status == TN_OK && resume) status = tn_checkpoint_position(file, path, &r->position);
     tn_safetensors_close(file);
     return status;
+}
+
+/* A build that could have used a better device says once that there is none. */
+static void say_device(run *r) {
+    const tn_backend_ops *first = tn_backend_at(0);
+    char note[256];
+    if (strcmp(r->options->device, "auto") || first->device_count() > 0) return;
+    snprintf(note, sizeof note, "--device auto: %s", first->absence());
+    char *advice = strstr(note, "; use --device cpu");
+    if (advice) strcpy(advice, "; training on the CPU");
+    send(r, TN_EVENT_NOTE, note);
 }
 
 static tn_status open_state(run *r) {
@@ -258,6 +275,7 @@ static tn_status log_epoch(run *r) {
 }
 
 static tn_status log_end(run *r, const char *status, const char *message) {
+    char note[TN_BAD_SAMPLES_NOTE];
     json_t *line = json_object();
     put(line, "event", json_string("end"));
     put(line, "status", json_string(status));
@@ -266,6 +284,11 @@ static tn_status log_end(run *r, const char *status, const char *message) {
     if (r->position.best_epoch >= 0) {
         put(line, "best_top1", tn_json_real(r->position.best_top1));
         put(line, "best_epoch", json_integer(r->position.best_epoch));
+    }
+    if (r->options->on_bad_sample == TN_BAD_SAMPLE_SKIP) {
+        tn_bad_samples_put(line, r->train, r->val, note);
+        if (note[0]) send(r, TN_EVENT_NOTE, note);
+        r->event.text = NULL;
     }
     return tn_run_folder_log(&r->folder, line);
 }
@@ -505,8 +528,15 @@ static tn_status start(run *r, const tn_options *options) {
              tn_model_multiply_adds(r->model) * 1e-6, r->data.train_count, r->data.val_count,
              tn_engine_device(r->engine), tn_engine_threads(r->engine), tn_engine_chunk_rows(r->engine),
              (double)tn_engine_bytes(r->engine) / 1048576.0);
+    say_device(r);
     send(r, TN_EVENT_START, text);
-    return TN_OK;
+    tn_string plan = {0};
+    tn_status status = tn_string_printf(&plan, "memory: ");
+    if (status == TN_OK) status = tn_setup_print_memory(r->engine, &plan);
+    if (status == TN_OK) send(r, TN_EVENT_NOTE, plan.data);
+    r->event.text = NULL;
+    tn_string_free(&plan);
+    return status;
 }
 
 /* After a failure inside the loop: the log says how the run ended, best effort; the first failure is what

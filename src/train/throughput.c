@@ -185,10 +185,29 @@ static tn_status print_layers(const tn_engine *e, const tn_model *m, tn_string *
     return TN_OK;
 }
 
+static tn_status print_devices(tn_string *text) {
+    const tn_backend_ops *ops;
+    bool cuda = false;
+    for (int i = 0; (ops = tn_backend_at(i)); i++) {
+        int count = ops->device_count();
+        cuda = cuda || !strcmp(ops->name, "cuda");
+        if (count == 0)
+            TN_TRY(tn_string_printf(text, "device         no %s: %s\n", ops->name, ops->absence()));
+        for (int d = 0; d < count; d++) {
+            char line[256];
+            ops->describe(d, line, sizeof line);
+            TN_TRY(tn_string_printf(text, "device         %s %s\n", ops->name, line));
+        }
+    }
+    if (!cuda) TN_TRY(tn_string_printf(text, "device         no cuda: this build has no CUDA backend\n"));
+    return tn_string_printf(text, "libraries      OpenBLAS, zlib, jansson, xxhash\n");
+}
+
 static tn_status print_text(const tn_options *o, const tn_engine *e, const tn_model *m, tn_string *text) {
-    TN_TRY(tn_string_printf(text, "taunet %s\ndevice         %s\nthreads        %d of %d processors\n",
-                            tn_version(), tn_engine_device(e), tn_engine_threads(e), tn_processor_count()));
-    TN_TRY(tn_string_printf(text, "libraries      OpenBLAS, zlib, jansson, xxhash; no CUDA in this build\n"));
+    TN_TRY(tn_string_printf(text, "taunet %s\n", tn_version()));
+    TN_TRY(print_devices(text));
+    TN_TRY(tn_string_printf(text, "auto           %s, %d threads of %d processors\n", tn_engine_device(e),
+                            tn_engine_threads(e), tn_processor_count()));
     TN_TRY(tn_string_printf(text, "model          %s, variant %s, %s%s\n", o->model, o->variant,
                             o->tau[0] ? "tau = " : "tau as the variant has it", o->tau));
     tn_input_shape in = tn_setup_input(m);
@@ -200,6 +219,9 @@ static tn_status print_text(const tn_options *o, const tn_engine *e, const tn_mo
     TN_TRY(tn_string_printf(
         text, "planned peak   %zu bytes (%.1f MiB) for training at batch %d, chunks of %d\n",
         tn_engine_bytes(e), (double)tn_engine_bytes(e) / 1048576.0, o->batch, tn_engine_chunk_rows(e)));
+    TN_TRY(tn_string_printf(text, "memory         "));
+    TN_TRY(tn_setup_print_memory(e, text));
+    TN_TRY(tn_string_printf(text, "\n"));
     return print_layers(e, m, text);
 }
 

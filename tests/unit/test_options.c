@@ -325,7 +325,8 @@ static void saved_config_reads_back(void **state) {
         "--zero-init-last-gamma --width 64 --depth 9 --loss squared --train-ends --probe norms "
         "--data synthetic:3x8x8:10:64 --augment none --mixup 0.3 "
         "--label-smoothing 0.1 --shuffle no --mean 0.4914,0.1,1e-20 --std 0.3333333333,3e38,1 "
-        "--limit-batches 3 --epochs 7 --steps 9 --batch 5 --micro-batch 2 --lr 0.1000000001 "
+        "--image-size 48 --resize 50 --on-bad-sample skip --limit-batches 3 --epochs 7 --steps 9 --batch 5 "
+        "--micro-batch 2 --lr 0.1000000001 "
         "--momentum 0.3333333333333333148 --weight-decay 5e-324 --scalar-lr 123456789 --schedule cosine "
         "--warmup 2.5 --seed 9223372036854775807 --init a\\b\"c --device cuda:12 --threads 3 "
         "--precision tf32 --deterministic no --out \xC3\xA9~\t\x01\x7F --save-every 4 --keep 11 "
@@ -382,7 +383,8 @@ static void required_options(void **state) {
     (void)state;
     static const char *const cases[][3] = {
         {"train", "--out r",
-         "train needs --data SPEC (cifar10:DIR, cifar100:DIR, mnist:DIR or synthetic:CxHxW:CLASSES:COUNT)"},
+         "train needs --data SPEC (cifar10:DIR, cifar100:DIR, mnist:DIR, "
+         "folder:DIR, webdataset:DIR, synthetic:CxHxW:CLASSES:COUNT)"},
         {"train", "--data d", "train needs --out DIR (folder of the run)"},
         {"train", "--data d --out=", "train needs --out DIR (folder of the run)"},
         {"eval", "--data d", "eval needs --checkpoint FILE (safetensors file with the weights)"},
