@@ -206,6 +206,11 @@ def default_tau(model):
     return 1 / math.sqrt(3 * depth_of(model))
 
 
+def input_of(model):
+    """(channels, height, width), classes of the data a network is made for."""
+    return ((3, 224, 224), 1000) if model in imagenet_models.NETWORKS else ((3, 32, 32), 10)
+
+
 def build(model="resnet20", variant="tau", tau=None, channels=3, classes=10, base_width=None, tau_sharing="shared",
           bn_shortcut=True):
     """A freshly initialised network. `tau` is a number: the constant of `bn-tau`, the initial value of `tau`;

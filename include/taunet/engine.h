@@ -116,6 +116,20 @@ tn_status tn_engine_set_norm(tn_engine *engine, int index, const float *mean, co
 /* Facts for summaries: bytes held, images per chunk, threads, the device in words, and the implementations
  * that the backend chose for a layer (forward, backward data, backward weights; "" where there is none). */
 size_t tn_engine_bytes(const tn_engine *engine);
+/* The same by what the bytes are for. */
+typedef enum tn_memory_use {
+    TN_MEMORY_WEIGHTS,   /* parameters, batch-norm state, their averages */
+    TN_MEMORY_OPTIMIZER, /* gradients and momentum */
+    TN_MEMORY_LAYERS,    /* what layers compute with: packed weights, statistics */
+    TN_MEMORY_WORKERS,   /* activations that live while one chunk is computed, and scratch, of all workers */
+    TN_MEMORY_CHUNKS,    /* activations of the whole batch: those that batch norms make wait for each other */
+    TN_MEMORY_SUMS,      /* gradients of chunks on their way to the sum */
+    TN_MEMORY_BATCH,     /* images and results */
+    TN_MEMORY_USES
+} tn_memory_use;
+size_t tn_engine_memory(const tn_engine *engine, tn_memory_use use);
+/* "weights", "gradients and momentum", ... */
+const char *tn_memory_use_name(tn_memory_use use);
 int tn_engine_chunk_rows(const tn_engine *engine);
 int tn_engine_threads(const tn_engine *engine);
 const char *tn_engine_device(const tn_engine *engine);

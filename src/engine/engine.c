@@ -31,9 +31,10 @@ static int default_chunk_rows(const tn_model *model) {
     return rows;
 }
 
-static tn_status allocate(tn_engine *e, void *out, size_t count, size_t size, const char *what) {
+static tn_status allocate(tn_engine *e, tn_memory_use use, void *out, size_t count, size_t size,
+                          const char *what) {
     TN_TRY(e->backend->ops->alloc(e->backend, out, count * size, what));
-    e->bytes += count * size;
+    e->memory[use] += count * size;
     return TN_OK;
 }
 
@@ -43,16 +44,18 @@ static size_t padded_rows(const tn_engine *e) {
 
 static tn_status allocate_flat(tn_engine *e) {
     const tn_model *m = e->model;
-    TN_TRY(allocate(e, &e->flat.values, m->param_floats, sizeof(float), "weights"));
-    TN_TRY(allocate(e, &e->flat.state, m->state_floats, sizeof(float), "batch-norm state"));
-    TN_TRY(allocate(e, &e->flat.sums, 3 * (size_t)m->node_count, sizeof(float), "scalar gradients"));
+    TN_TRY(allocate(e, TN_MEMORY_WEIGHTS, &e->flat.values, m->param_floats, sizeof(float), "weights"));
+    TN_TRY(
+        allocate(e, TN_MEMORY_WEIGHTS, &e->flat.state, m->state_floats, sizeof(float), "batch-norm state"));
+    TN_TRY(allocate(e, TN_MEMORY_OPTIMIZER, &e->flat.sums, 3 * (size_t)m->node_count, sizeof(float),
+                    "scalar gradients"));
     TN_TRY(tn_alloc(&e->norm_batches, (size_t)m->state_count, sizeof *e->norm_batches, "batch-norm state"));
     if (!e->config.training) return TN_OK;
-    TN_TRY(allocate(e, &e->flat.grads, m->param_floats, sizeof(float), "gradients"));
+    TN_TRY(allocate(e, TN_MEMORY_OPTIMIZER, &e->flat.grads, m->param_floats, sizeof(float), "gradients"));
     if (e->config.average > 0)
-        TN_TRY(
-            allocate(e, &e->average, m->param_floats + m->state_floats, sizeof(float), "averaged weights"));
-    return allocate(e, &e->flat.momentum, m->param_floats, sizeof(float), "momentum");
+        TN_TRY(allocate(e, TN_MEMORY_WEIGHTS, &e->average, m->param_floats + m->state_floats, sizeof(float),
+                        "averaged weights"));
+    return allocate(e, TN_MEMORY_OPTIMIZER, &e->flat.momentum, m->param_floats, sizeof(float), "momentum");
 }
 
 static tn_status allocate_inputs(tn_engine *e) {
@@ -60,15 +63,17 @@ static tn_status allocate_inputs(tn_engine *e) {
     size_t image = (size_t)in.channels * (size_t)in.height * (size_t)in.width, rows = padded_rows(e);
     bool host = e->backend->ops->host_memory;
     TN_TRY(tn_alloc(&e->row_weights, rows, sizeof(float), "batch"));
-    TN_TRY(allocate(e, &e->inputs.rates, TN_GROUP_FIXED, sizeof(float), "learning rates"));
+    TN_TRY(allocate(e, TN_MEMORY_BATCH, &e->inputs.rates, TN_GROUP_FIXED, sizeof(float), "learning rates"));
     e->inputs.chunk_floats = ((size_t)e->config.micro_batch * image + 15) / 16 * 16; /* 64 bytes */
-    TN_TRY(allocate(e, &e->inputs.images, (host ? 1 : (size_t)e->chunks) * e->inputs.chunk_floats,
-                    sizeof(float), "images of a batch"));
+    TN_TRY(allocate(e, TN_MEMORY_BATCH, &e->inputs.images,
+                    (host ? 1 : (size_t)e->chunks) * e->inputs.chunk_floats, sizeof(float),
+                    "images of a batch"));
     e->inputs.row_weights = e->row_weights;
     if (host) return TN_OK;
-    TN_TRY(allocate(e, &e->inputs.targets, rows * (size_t)e->model->classes, sizeof(float), "batch"));
-    TN_TRY(allocate(e, &e->inputs.row_weights, rows, sizeof(float), "batch"));
-    return allocate(e, &e->inputs.labels, rows, sizeof(int), "batch");
+    TN_TRY(allocate(e, TN_MEMORY_BATCH, &e->inputs.targets, rows * (size_t)e->model->classes, sizeof(float),
+                    "batch"));
+    TN_TRY(allocate(e, TN_MEMORY_BATCH, &e->inputs.row_weights, rows, sizeof(float), "batch"));
+    return allocate(e, TN_MEMORY_BATCH, &e->inputs.labels, rows, sizeof(int), "batch");
 }
 
 static size_t flag_count(const tn_engine *e) {
@@ -86,7 +91,7 @@ static tn_report report_at(const tn_engine *e, void *memory) {
 static tn_status allocate_report(tn_engine *e) {
     void *memory, *seen;
     e->report_bytes = (2 * padded_rows(e) + flag_count(e) + 1) * sizeof(int);
-    TN_TRY(allocate(e, &memory, e->report_bytes, 1, "results of a batch"));
+    TN_TRY(allocate(e, TN_MEMORY_BATCH, &memory, e->report_bytes, 1, "results of a batch"));
     e->report = e->seen = report_at(e, memory);
     if (e->backend->ops->host_memory) return TN_OK;
     e->seen.row_loss = NULL;
@@ -102,7 +107,7 @@ static tn_status create_tree(tn_engine *e) {
         if (train->segments[i].grad_floats > floats) floats = train->segments[i].grad_floats;
     if (floats == 0) return TN_OK;
     TN_TRY(tn_gradient_tree_create(e->backend, e->chunks, e->config.threads, floats, &e->tree));
-    e->bytes += tn_gradient_tree_bytes(e->tree);
+    e->memory[TN_MEMORY_SUMS] = tn_gradient_tree_bytes(e->tree);
     return TN_OK;
 }
 
@@ -155,7 +160,7 @@ static tn_status create(tn_engine *e) {
                                    .training = c->training,
                                    .separate_buffers = c->separate_buffers};
     TN_TRY(tn_executor_create(e->model, e->backend, &executor, &e->executor));
-    e->bytes += tn_executor_bytes(e->executor);
+    tn_executor_memory(e->executor, e->memory);
     TN_TRY(allocate_flat(e));
     TN_TRY(allocate_inputs(e));
     TN_TRY(allocate_report(e));
@@ -290,7 +295,27 @@ tn_status tn_engine_set_norm(tn_engine *e, int index, const float *mean, const f
 }
 
 size_t tn_engine_bytes(const tn_engine *e) {
-    return e->bytes;
+    size_t sum = 0;
+    for (int use = 0; use < TN_MEMORY_USES; use++) sum += e->memory[use];
+    return sum;
+}
+
+size_t tn_engine_memory(const tn_engine *e, tn_memory_use use) {
+    return e->memory[use];
+}
+
+const char *tn_memory_use_name(tn_memory_use use) {
+    static const char *const names[TN_MEMORY_USES] = {
+        [TN_MEMORY_WEIGHTS] = "weights",
+        [TN_MEMORY_OPTIMIZER] = "gradients and momentum",
+        [TN_MEMORY_LAYERS] = "packed weights",
+        [TN_MEMORY_WORKERS] = "activations of workers",
+        [TN_MEMORY_CHUNKS] = "of the whole batch",
+        [TN_MEMORY_SUMS] = "gradient sums",
+        [TN_MEMORY_BATCH] = "batch",
+    };
+    TN_ASSERT(use >= 0 && use < TN_MEMORY_USES);
+    return names[use];
 }
 
 int tn_engine_chunk_rows(const tn_engine *e) {

@@ -17,9 +17,9 @@ struct tn_executor {
     tn_executor_config config;
     tn_plan **plans;
     tn_program train, eval;
-    arena *worker_arenas, *chunk_arenas; /* [workers], [chunks] */
-    void **scratch;                      /* [workers] */
-    size_t bytes;
+    arena *worker_arenas, *chunk_arenas;          /* [workers], [chunks] */
+    void **scratch;                               /* [workers] */
+    size_t plan_bytes, worker_bytes, chunk_bytes; /* held in total */
 };
 
 static tn_status plan_nodes(tn_executor *e, size_t *grad_floats, size_t *scratch_bytes) {
@@ -30,7 +30,7 @@ static tn_status plan_nodes(tn_executor *e, size_t *grad_floats, size_t *scratch
                          &e->plans[i]));
         const tn_plan *plan = e->plans[i];
         grad_floats[i] = plan->grad_floats;
-        e->bytes += plan->bytes;
+        e->plan_bytes += plan->bytes;
         if (plan->scratch_bytes > *scratch_bytes) *scratch_bytes = plan->scratch_bytes;
     }
     return TN_OK;
@@ -59,7 +59,7 @@ static tn_status allocate_arenas(tn_executor *e, int count, bool per_chunk, cons
             TN_TRY(allocate_apart(e, programs[k], per_chunk, &(*out)[i].apart[k]));
         if (bytes > 0 && !e->config.separate_buffers)
             TN_TRY(b->ops->alloc(b, &(*out)[i].memory, bytes, what));
-        e->bytes += bytes;
+        *(per_chunk ? &e->chunk_bytes : &e->worker_bytes) += bytes;
     }
     return TN_OK;
 }
@@ -71,7 +71,7 @@ static tn_status allocate(tn_executor *e, size_t scratch_bytes) {
     TN_TRY(tn_alloc(&e->scratch, (size_t)e->config.workers, sizeof(void *), "executor"));
     for (int i = 0; i < e->config.workers; i++) {
         TN_TRY(b->ops->alloc(b, &e->scratch[i], scratch_bytes, "scratch of a worker"));
-        e->bytes += scratch_bytes;
+        e->worker_bytes += scratch_bytes;
     }
     return TN_OK;
 }
@@ -151,8 +151,10 @@ tn_plan *tn_executor_plan(const tn_executor *e, int node) {
     return e->plans[node];
 }
 
-size_t tn_executor_bytes(const tn_executor *e) {
-    return e->bytes;
+void tn_executor_memory(const tn_executor *e, size_t bytes[TN_MEMORY_USES]) {
+    bytes[TN_MEMORY_LAYERS] = e->plan_bytes;
+    bytes[TN_MEMORY_WORKERS] = e->worker_bytes;
+    bytes[TN_MEMORY_CHUNKS] = e->chunk_bytes;
 }
 
 static char *place_of(const tn_executor *e, const arena *owner, const tn_program *program, int buffer) {

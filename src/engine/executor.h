@@ -63,7 +63,7 @@ tn_plan *const *tn_executor_plans(const tn_executor *executor);
 
 tn_plan *tn_executor_plan(const tn_executor *executor, int node);
 
-/* Bytes held in total; known once created. */
-size_t tn_executor_bytes(const tn_executor *executor);
+/* Sets the bytes held for layers, workers and chunks; known once created. */
+void tn_executor_memory(const tn_executor *executor, size_t bytes[TN_MEMORY_USES]);
 
 #endif

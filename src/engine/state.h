@@ -56,10 +56,10 @@ struct tn_engine {
     tn_engine_config config; /* resolved: threads and micro_batch are set */
     int chunks;              /* most chunks in a batch */
     char device[128];
-    size_t bytes;
-    bool packed;      /* the packed parameters are those of flat.values */
-    bool eval_loaded; /* norm plans hold the running statistics */
-    int bad_node;     /* node whose packed parameters are not finite, or -1 */
+    size_t memory[TN_MEMORY_USES]; /* bytes */
+    bool packed;                   /* the packed parameters are those of flat.values */
+    bool eval_loaded;              /* norm plans hold the running statistics */
+    int bad_node;                  /* node whose packed parameters are not finite, or -1 */
     tn_inputs inputs;
     tn_report report, seen; /* in backend memory, and as the host sees it: the same with host memory */
     size_t report_bytes;

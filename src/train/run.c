@@ -530,7 +530,13 @@ static tn_status start(run *r, const tn_options *options) {
              (double)tn_engine_bytes(r->engine) / 1048576.0);
     say_device(r);
     send(r, TN_EVENT_START, text);
-    return TN_OK;
+    tn_string plan = {0};
+    tn_status status = tn_string_printf(&plan, "memory: ");
+    if (status == TN_OK) status = tn_setup_print_memory(r->engine, &plan);
+    if (status == TN_OK) send(r, TN_EVENT_NOTE, plan.data);
+    r->event.text = NULL;
+    tn_string_free(&plan);
+    return status;
 }
 
 /* After a failure inside the loop: the log says how the run ended, best effort; the first failure is what

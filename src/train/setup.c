@@ -63,6 +63,18 @@ tn_status tn_setup_engine(const tn_model *model, const tn_engine_config *config,
     return status;
 }
 
+tn_status tn_setup_print_memory(const tn_engine *engine, tn_string *out) {
+    const char *separator = "";
+    for (int use = 0; use < TN_MEMORY_USES; use++) {
+        size_t bytes = tn_engine_memory(engine, (tn_memory_use)use);
+        if (bytes == 0) continue;
+        TN_TRY(tn_string_printf(out, "%s%s %.1f", separator, tn_memory_use_name((tn_memory_use)use),
+                                (double)bytes / 0x1p20));
+        separator = ", ";
+    }
+    return tn_string_printf(out, " MiB");
+}
+
 tn_status tn_setup_check_output(const char *path) {
     tn_atomic_file *file;
     if (path[0]) {

@@ -3,6 +3,7 @@
 #define TN_TRAIN_SETUP_H
 
 #include "base/fail.h"
+#include "base/text.h"
 #include "taunet/data.h"
 #include "taunet/engine.h"
 #include "taunet/options.h"
@@ -16,6 +17,9 @@ tn_input_shape tn_setup_input(const tn_model *model);
  * machine's memory, where the allocation succeeds and the process would be killed later. */
 tn_status tn_setup_loader(const tn_dataset *dataset, const tn_loader_config *config, tn_loader **out);
 tn_status tn_setup_engine(const tn_model *model, const tn_engine_config *config, tn_engine **out);
+
+/* "weights 97.3, gradients and momentum 194.6, ... MiB": what the engine holds. */
+tn_status tn_setup_print_memory(const tn_engine *engine, tn_string *out);
 
 /* Fails now if a file at `path` could not be written later, after the work. "" is no file. */
 tn_status tn_setup_check_output(const char *path);

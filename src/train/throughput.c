@@ -219,6 +219,9 @@ static tn_status print_text(const tn_options *o, const tn_engine *e, const tn_mo
     TN_TRY(tn_string_printf(
         text, "planned peak   %zu bytes (%.1f MiB) for training at batch %d, chunks of %d\n",
         tn_engine_bytes(e), (double)tn_engine_bytes(e) / 1048576.0, o->batch, tn_engine_chunk_rows(e)));
+    TN_TRY(tn_string_printf(text, "memory         "));
+    TN_TRY(tn_setup_print_memory(e, text));
+    TN_TRY(tn_string_printf(text, "\n"));
     return print_layers(e, m, text);
 }
 
