@@ -74,8 +74,8 @@ asan: need-build+test ## run all tests under the address and undefined-behaviour
 
 tsan: need-build+test ## run the tests of what is threaded under the thread sanitizer
 	@$(MAKE) --no-print-directory BUILD=build-tsan CUDA=no OPT=-O1 SANITIZE=-fsanitize=thread \
-	  $(addprefix build-tsan/unit/,test_pool test_gradient_tree test_loader test_image_sets test_cpu_engine)
-	@for t in test_pool test_gradient_tree test_loader test_image_sets test_cpu_engine; do build-tsan/unit/$$t || exit 1; done
+	  $(addprefix build-tsan/unit/,test_pool test_gradient_tree test_loader test_image_sets test_pack test_cpu_engine)
+	@for t in test_pool test_gradient_tree test_loader test_image_sets test_pack test_cpu_engine; do build-tsan/unit/$$t || exit 1; done
 
 fuzz: need-build+fuzz ## fuzz every parser for FUZZ_SECONDS each
 	@for source in $(FUZZ_SRC); do \
