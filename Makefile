@@ -122,6 +122,10 @@ need-%:
 have-%:
 	@tools/deps check $*
 
+# What a program links with beside libtaunet.a.
+link-flags:
+	@echo -fopenmp $(LDLIBS)
+
 tests: $(UNIT_BIN) $(REPLAY_BIN)
 
 $(BUILD)/libtaunet.a: $(LIB_OBJ)
@@ -162,6 +166,6 @@ say-cuda:
 	@test -e $(BUILD)/taunet || echo '$(if $(HAVE_CUDA),CUDA backend: with $(NVCC),CUDA backend: left out$(if $(filter yes,$(CUDA)),$(COMMA) no nvcc under CUDA_HOME or on PATH))'
 
 .PRECIOUS: $(BUILD)/%.o
-.PHONY: all say-cuda demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests
+.PHONY: all say-cuda link-flags demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests
 include tests/simt/simt.mk
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
