@@ -30,13 +30,13 @@ static const char *const variants[] = {"bn", "bn-tau", "tau", "fixup", "alpha", 
 static void test_op_cases(void **unused) {
     (void)unused;
     engine_target target = fp32;
-    engine_check_op_cases(&target);
+    engine_check_op_cases(&target, !small());
 }
 
 static void test_op_cases_bf16(void **unused) {
     (void)unused;
     if (small()) skip();
-    engine_check_op_cases(&bf16);
+    engine_check_op_cases(&bf16, false);
 }
 
 static tn_model *network_of_width(const char *name, const char *variant, int size, int width) {
