@@ -53,8 +53,9 @@ class Tree:
         return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
     def make(self, targets):
-        done = subprocess.run(["make", "--no-print-directory", "-s", "SIMT_WARN=-w", *targets], cwd=self.root,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command = ["make", "--no-print-directory", "-s", "SIMT_WARN=-w", "CUDA=no", *targets]
+        done = subprocess.run(command, cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True)
         return None if done.returncode == 0 else done.stdout
 
     def tests(self, programs):
