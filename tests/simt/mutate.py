@@ -64,7 +64,7 @@ class Tree:
         for build in ("plain", "check"):
             for name in programs:
                 first = None
-                for seed in runner.SEEDS:
+                for seed in runner.orders(f"{build}/{name}"):
                     result = runner.run(str(self.root / f"build/simt/{build}/{name}"), seed, timeout=200)
                     first = first or result[1]
                     problem = runner.judge(f"{build}/{name}", seed, result, first)
