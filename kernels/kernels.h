@@ -206,6 +206,9 @@ cudaError_t tn_launch_sgd(size_t count, float *values, const float *grads, float
                           float mu, float decay, const int *stop, cudaStream_t stream);
 /* to[i] += from[i] on `count` floats: gradients of chunks. Both may be aligned to 4 bytes only. */
 cudaError_t tn_launch_add(size_t count, float *to, const float *from, cudaStream_t stream);
+/* mean[i] += rate (values[i] - mean[i]); nothing where *stop is not 0. */
+cudaError_t tn_launch_average(size_t count, float *mean, const float *values, float rate, const int *stop,
+                              cudaStream_t stream);
 /* Sets *stop where one of flags[count] is set. */
 cudaError_t tn_launch_any_flag(int count, const int *flags, int *stop, cudaStream_t stream);
 

@@ -2,6 +2,7 @@
  *
  *   sgd                v = mu v + g + decay w, w -= lr v, unless the stop flag is set
  *   add                to += from
+ *   average            mean += rate (value - mean), unless the stop flag is set
  *   node scalars       s, c, d of every node from the flat values
  *   weight gradients   G = dL/d(sW) -> dW = s G in place, and <G, W> for dL/ds
  *   scalar gradients   scalar parameters from the sums of nodes (architecture.md 3.3)
@@ -40,6 +41,23 @@ cudaError_t tn_launch_add(size_t count, float *to, const float *from, cudaStream
     if (too_large(count)) return cudaErrorInvalidValue;
     if (count == 0) return cudaSuccess;
     TN_LAUNCH(add_kernel, blocks_for((unsigned)count), THREADS, 0, stream, count, to, from);
+    return cudaGetLastError();
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    average_kernel(size_t count, float *__restrict__ mean, const float *__restrict__ values, float rate,
+                   const int *stop) {
+    if (*stop) return;
+    const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < count) mean[i] += rate * (values[i] - mean[i]);
+}
+
+cudaError_t tn_launch_average(size_t count, float *mean, const float *values, float rate, const int *stop,
+                              cudaStream_t stream) {
+    if (too_large(count)) return cudaErrorInvalidValue;
+    if (count == 0) return cudaSuccess;
+    TN_LAUNCH(average_kernel, blocks_for((unsigned)count), THREADS, 0, stream, count, mean, values, rate,
+              stop);
     return cudaGetLastError();
 }
 

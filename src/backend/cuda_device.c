@@ -254,6 +254,12 @@ static tn_status sgd(tn_backend *backend, float *values, const float *grads, flo
     return TN_OK;
 }
 
+static tn_status average(tn_backend *backend, float *mean, const float *values, size_t count, float rate,
+                         const int *stop) {
+    TN_CUDA(tn_launch_average(count, mean, values, rate, stop, tn_cuda_of(backend)->stream));
+    return TN_OK;
+}
+
 /* sum of (x + shift)^2 of a tensor of which `x` is the storage; x may be `work`. */
 static tn_status shifted_sum(tn_cuda *cuda, tn_storage store, const void *x, float shift, size_t count,
                              float *work, double *sum) {
@@ -351,6 +357,7 @@ const tn_backend_ops tn_cuda_backend = {.name = "cuda",
                                         .scalar_gradients = tn_cuda_scalar_gradients,
                                         .any = any,
                                         .sgd = sgd,
+                                        .average = average,
                                         .square_sum = square_sum,
                                         .prepare = tn_cuda_prepare,
                                         .pack_all = tn_cuda_pack_all,

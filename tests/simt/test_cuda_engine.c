@@ -168,6 +168,38 @@ static void test_chunks_add_up(void **unused) {
     tn_model_free(model);
 }
 
+/* The average of weights over three steps, the last two of one kind so that one is replayed, equals the
+ * CPU's. */
+static void test_average(void **unused) {
+    (void)unused;
+    tn_model *model = network("resnet8", "bn-tau", 8);
+    op_data data = op_data_draw(model, 4, 1, false, true);
+    float *averages[2];
+    for (int k = 0; k < 2; k++) {
+        tn_engine *engine;
+        tn_engine_config config = {
+            .device = k ? "cuda" : "cpu", .max_batch = 4, .training = true, .average = 0.75};
+        if (tn_engine_create(model, &config, &engine) != TN_OK) fail_msg("%s", tn_error());
+        assert_int_equal(tn_engine_initialise(engine, 1), TN_OK);
+        tn_batch batch = engine_batch(model, 4, &data);
+        tn_sgd sgd = {.lr = 0.05, .momentum = 0.9, .scalar_lr = 0.1};
+        tn_result result;
+        for (int step = 0; step < 3; step++)
+            if (tn_engine_step(engine, &batch, &sgd, &result) != TN_OK) fail_msg("%s", tn_error());
+        assert_int_equal(tn_engine_use_average(engine, true), TN_OK);
+        averages[k] = engine_values(engine);
+        tn_engine_free(engine);
+    }
+    for (size_t i = 0; i < model->trained_floats; i++)
+        if (!(fabsf(averages[0][i] - averages[1][i]) <= 1e-4f * (1 + fabsf(averages[0][i]))))
+            fail_msg("averaged weight %zu is %.7g, on the CPU %.7g", i, (double)averages[1][i],
+                     (double)averages[0][i]);
+    free(averages[0]);
+    free(averages[1]);
+    op_data_free(&data);
+    tn_model_free(model);
+}
+
 /* 600 blocks at tau = 1/sqrt(600): the stream keeps float32, what the blocks add is bf16. */
 static void test_very_deep_network(void **unused) {
     (void)unused;
@@ -210,6 +242,7 @@ int main(void) {
         cmocka_unit_test(test_training_equals_the_cpu),
         cmocka_unit_test(test_bottleneck_networks),
         cmocka_unit_test(test_chunks_add_up),
+        cmocka_unit_test(test_average),
         cmocka_unit_test(test_very_deep_network),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
