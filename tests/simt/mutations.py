@@ -16,6 +16,11 @@ OPTIMIZER = "kernels/optimizer.cu"
 CONVERT = "kernels/convert.cu"
 AUGMENT = "kernels/augment.cu"
 DEVICE = "kernels/device.cuh"
+CUDA_DEVICE = "src/backend/cuda_device.c"
+CUDA_CONV = "src/backend/cuda_conv.c"
+CUDA_NORM = "src/backend/cuda_norm.c"
+CUDA_TABLES = "src/backend/cuda_tables.c"
+STEP = "src/engine/step.c"
 BARRIER = "__syncthreads();\n"
 
 MUTATIONS = [
@@ -227,4 +232,27 @@ MUTATIONS = [
      "kernels_augment"),
     (AUGMENT, "labels[row] = own < 0.5f ? second : label;", "labels[row] = label;",
      "the label of the smaller part", "kernels_augment"),
+    # The host side of the backend.
+    (CUDA_DEVICE, "        TN_CUDA(cudaEventSynchronize(slot->copied));\n", "",
+     "an upload overwrites pinned memory before its last copy is through", "cuda_engine"),
+    (CUDA_DEVICE, "        TN_CUDA(cudaEventRecord(slot->copied, cuda->stream));\n", "",
+     "the event behind an upload is dropped", "cuda_engine"),
+    (CUDA_DEVICE, "        TN_CUDA(cudaStreamSynchronize(cuda->stream));\n", "", "a download does not wait",
+     "cuda_engine"),
+    (CUDA_DEVICE, "    TN_CUDA(cudaMemsetAsync(*memory, 0, bytes, cuda->stream));\n", "",
+     "device memory is not zeroed", "cuda_engine"),
+    (CUDA_CONV, "return a->dx ? data_gemm(plan, a, dz) : TN_OK;", "return TN_OK;",
+     "no gradient of the input from matrix products", "cuda_engine"),
+    (CUDA_CONV, "plan->masks + (size_t)a->chunk * plan->mask_words", "plan->masks", "all chunks share one mask",
+     "cuda_engine"),
+    (CUDA_TABLES, "    if (a->chunk > 0) TN_CUDA(tn_launch_add(count, to, made, cuda->stream));\n", "",
+     "chunks after the first are not added", "cuda_engine"),
+    (CUDA_TABLES, "item.s = plan->packs[k].scaled ?", "item.s = !plan->packs[k].scaled ?",
+     "weights are packed without s", "cuda_engine"),
+    (CUDA_TABLES, "    TN_CUDA(tn_launch_node_scalars(", "    if (0) TN_CUDA(tn_launch_node_scalars(",
+     "scalars of nodes are not brought up to date", "cuda_engine"),
+    (CUDA_NORM, "    return clear_padding(plan, a->dx, plan->base.x_store, a->rows);", "    return TN_OK;",
+     "padding keeps gradients of an earlier batch", "cuda_engine"),
+    (STEP, "        if (same_recording(&e->recordings[i], &wanted)) return i;", "        return 0;",
+     "a graph of another kind of step is replayed", "cuda_engine"),
 ]
