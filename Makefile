@@ -19,8 +19,17 @@ CFLAGS := -std=c11 $(OPT) -g -fPIC -fopenmp -ffp-contract=off $(WARN) $(SANITIZE
 LDFLAGS := -fopenmp $(SANITIZE)
 LDLIBS := -ldnnl -ljansson -lxxhash -lz -lpthread -lm
 
-LIB_SRC := $(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/backend/*.c src/backend/*/*.c \
-                             src/engine/*.c src/train/*.c src/theory/*.c))
+# MPI joins the processes of a distributed run. It is used where it is installed.
+MPI_CFLAGS := $(shell pkg-config --cflags ompi-c 2>/dev/null || mpicc --showme:compile 2>/dev/null)
+ifneq ($(MPI_CFLAGS),)
+MPI_LIBS := $(shell pkg-config --libs ompi-c 2>/dev/null || mpicc --showme:link 2>/dev/null)
+LDLIBS += $(MPI_LIBS)
+else
+WITHOUT += src/comm/comm_mpi.c
+endif
+
+LIB_SRC := $(filter-out $(WITHOUT),$(sort $(wildcard src/base/*.c src/io/*.c src/comm/*.c src/data/*.c src/model/*.c \
+             src/backend/*.c src/backend/*/*.c src/engine/*.c src/train/*.c src/theory/*.c)))
 CLI_SRC := $(sort $(wildcard src/cli/*.c))
 SUPPORT_SRC := $(sort $(wildcard tests/support/*.c))
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
@@ -106,11 +115,19 @@ have-%:
 
 tests: $(UNIT_BIN) $(REPLAY_BIN)
 
+# What was found when the objects were built: with something else they are built again.
+$(BUILD)/found: always
+	@mkdir -p $(@D)
+	@echo 'mpi: $(MPI_CFLAGS)' | cmp -s - $@ || echo 'mpi: $(MPI_CFLAGS)' > $@
+$(BUILD)/src/comm/transport.o: CPPFLAGS += $(if $(MPI_CFLAGS),-DTN_MPI)
+$(BUILD)/src/comm/comm_mpi.o: CPPFLAGS += $(MPI_CFLAGS:-I%=-isystem %)
+$(BUILD)/src/comm/transport.o $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so: $(BUILD)/found
+
 $(BUILD)/libtaunet.a: $(call OBJ,$(LIB_SRC))
 	@rm -f $@
-	ar rcs $@ $^
+	ar rcs $@ $(filter %.o,$^)
 $(BUILD)/libtaunet.so: $(call OBJ,$(LIB_SRC))
-	$(CC) -shared -Wl,-soname,libtaunet.so.0 -o $@ $^ $(LDFLAGS) $(LDLIBS)
+	$(CC) -shared -Wl,-soname,libtaunet.so.0 -o $@ $(filter %.o,$^) $(LDFLAGS) $(LDLIBS)
 $(BUILD)/taunet: $(call OBJ,$(CLI_SRC)) $(BUILD)/libtaunet.a
 	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS)
 $(BUILD)/%.o: %.c
@@ -130,5 +147,5 @@ $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libtaunet.a
 	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS)
 
 .PRECIOUS: $(BUILD)/%.o
-.PHONY: all demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests
+.PHONY: all demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests always
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

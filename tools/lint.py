@@ -15,6 +15,7 @@ LAYERS = {
     "io": {"base"},
     "data": {"base", "io"},
     "model": {"base"},
+    "comm": {"base", "io"},
     "backend": {"base", "model"},
     "engine": {"base", "io", "model", "backend"},
     "train": {"base", "io", "data", "model", "backend", "engine"},
