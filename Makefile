@@ -28,8 +28,9 @@ else
 WITHOUT += src/comm/comm_mpi.c
 endif
 
-LIB_SRC := $(filter-out $(WITHOUT),$(sort $(wildcard src/base/*.c src/io/*.c src/comm/*.c src/data/*.c src/model/*.c \
-             src/backend/*.c src/backend/*/*.c src/engine/*.c src/train/*.c src/theory/*.c)))
+CUDA_SRC := $(sort $(wildcard src/backend/cuda_*.c))
+LIB_SRC := $(filter-out $(CUDA_SRC) $(WITHOUT),$(sort $(wildcard src/base/*.c src/io/*.c src/comm/*.c src/data/*.c \
+             src/model/*.c src/backend/*.c src/backend/*/*.c src/engine/*.c src/train/*.c src/theory/*.c)))
 CLI_SRC := $(sort $(wildcard src/cli/*.c))
 SUPPORT_SRC := $(sort $(wildcard tests/support/*.c))
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
@@ -37,7 +38,7 @@ FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 OBJ = $(patsubst %.c,$(BUILD)/%.o,$(1))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
 REPLAY_BIN := $(FUZZ_SRC:tests/fuzz/fuzz_%.c=$(BUILD)/fuzz/replay_%)
-C_FILES = $(shell git ls-files '*.c' '*.h')
+C_FILES = $(shell git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cpp')
 
 all: have-build $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so $(BUILD)/taunet ## build the library and the program
 
@@ -105,7 +106,7 @@ clean: ## remove all build folders
 	rm -rf $(BUILD) build-*
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(filter %Makefile %.mk,$(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 # need-SET+SET installs what is missing, all at once as package managers take no company; have-SET only says so.
 need-%:
@@ -148,4 +149,5 @@ $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libtaunet.a
 
 .PRECIOUS: $(BUILD)/%.o
 .PHONY: all demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests always
+include tests/simt/simt.mk
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

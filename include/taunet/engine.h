@@ -16,13 +16,19 @@ extern "C" {
 
 typedef struct tn_engine tn_engine;
 
+/* How a device stores activations and multiplies: float32, float32 with products of tf32, bfloat16. Weights,
+ * their gradients and all sums are float32 in each. The CPU has fp32 alone. */
+typedef enum tn_precision { TN_PRECISION_FP32, TN_PRECISION_TF32, TN_PRECISION_BF16 } tn_precision;
+
 /* Zero-initialise, then set what differs from the defaults given in brackets. */
 typedef struct tn_engine_config {
-    const char *device; /* "auto", "cpu", "cuda", "cuda:N" ["auto"] */
-    int threads;        /* worker threads [one per processor] */
-    int micro_batch;    /* images in a chunk [chosen from the model and image size] */
-    int max_batch;      /* rows of the largest batch that will be given; needed */
-    bool training;      /* plan backward too; without it only tn_engine_eval works */
+    const char *device;     /* "auto", "cpu", "cuda", "cuda:N" ["auto"] */
+    int threads;            /* worker threads [one per processor] */
+    int micro_batch;        /* images in a chunk [chosen from the model and image size] */
+    int max_batch;          /* rows of the largest batch that will be given; needed */
+    bool training;          /* plan backward too; without it only tn_engine_eval works */
+    tn_precision precision; /* TN_ERR_USAGE where the device has it not [fp32] */
+    bool separate_buffers;  /* for debugging: no two activations share memory [false] */
 } tn_engine_config;
 
 /* Plans the model and allocates all memory. The model must outlive the engine. Weights start at zero:
@@ -51,6 +57,10 @@ typedef struct tn_sgd {
     double lr, momentum, weight_decay, scalar_lr;
 } tn_sgd;
 tn_status tn_engine_update(tn_engine *engine, const tn_sgd *sgd);
+
+/* Both in one: tn_engine_gradients and, unless something was not finite, tn_engine_update. A device runs it
+ * without waiting for the host in between. */
+tn_status tn_engine_step(tn_engine *engine, const tn_batch *batch, const tn_sgd *sgd, tn_result *result);
 
 /* Norms that a layer has in one batch: of its output, and of the gradient of the mean loss with respect to
  * it; Frobenius norms over all rows and values. An input bias that travels with the output (graph.h, "carry")

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "taunet/status.h"
+#include "taunet/engine.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -18,7 +18,6 @@ extern "C" {
 
 typedef enum tn_tau_sharing { TN_TAU_SHARED, TN_TAU_PER_BLOCK } tn_tau_sharing;
 typedef enum tn_augment { TN_AUGMENT_STANDARD, TN_AUGMENT_NONE } tn_augment;
-typedef enum tn_precision { TN_PRECISION_FP32, TN_PRECISION_TF32, TN_PRECISION_BF16 } tn_precision;
 
 typedef struct tn_input_shape {
     int channels, height, width;

@@ -64,8 +64,11 @@ static tn_status open_model(evaluation *v, const char *path) {
     TN_TRY(tn_setup_check_device(o));
     tn_status status = tn_setup_model(o, input, classes, &v->model);
     if (status != TN_OK) return all_given ? status : tn_fail_prefix(TN_ERR_DATA, "%s: metadata", path);
-    tn_engine_config config = {
-        .device = o->device, .threads = o->threads, .micro_batch = o->micro_batch, .max_batch = o->batch};
+    tn_engine_config config = {.device = o->device,
+                               .precision = o->precision,
+                               .threads = o->threads,
+                               .micro_batch = o->micro_batch,
+                               .max_batch = o->batch};
     TN_TRY(tn_setup_engine(v->model, &config, &v->engine));
     return tn_checkpoint_load(v->engine, v->file, path, false);
 }

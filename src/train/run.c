@@ -109,6 +109,7 @@ static tn_status open_engine(run *r) {
     tn_input_shape input = {r->data.channels, r->data.height, r->data.width};
     TN_TRY(tn_setup_model(o, input, r->data.classes, &r->model));
     tn_engine_config config = {.device = o->device,
+                               .precision = o->precision,
                                .threads = o->threads,
                                .micro_batch = o->micro_batch,
                                .max_batch = o->batch,
@@ -373,8 +374,7 @@ static tn_status train_step(run *r) {
                   .momentum = o->momentum,
                   .weight_decay = o->weight_decay,
                   .scalar_lr = o->scalar_lr};
-    tn_status status = tn_engine_gradients(r->engine, batch, &result);
-    if (status == TN_OK) status = tn_engine_update(r->engine, &sgd);
+    tn_status status = tn_engine_step(r->engine, batch, &sgd, &result);
     if (status == TN_ERR_DIVERGED) return tn_fail_prefix(status, "step %ld", p->step + 1);
     TN_TRY(status);
     double seconds = tn_now() - start;

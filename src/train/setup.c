@@ -69,11 +69,7 @@ tn_status tn_setup_check_output(const char *path) {
 tn_status tn_setup_check_device(const tn_options *options) {
     const tn_backend_ops *ops;
     int number;
-    TN_TRY(tn_backend_find(options->device, &ops, &number));
-    if (options->precision != TN_PRECISION_FP32 && !strcmp(ops->name, "cpu"))
-        return tn_fail(TN_ERR_USAGE, "--precision %s: the CPU computes in fp32 only; use --precision fp32",
-                       options->precision == TN_PRECISION_BF16 ? "bf16" : "tf32");
-    return TN_OK;
+    return tn_backend_find(options->device, options->precision, &ops, &number);
 }
 
 static tn_status choose(const char *name, const tn_float_list *list, const float *standard, int channels,

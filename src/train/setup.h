@@ -18,7 +18,7 @@ tn_status tn_setup_engine(const tn_model *model, const tn_engine_config *config,
 /* Fails now if a file at `path` could not be written later, after the work. "" is no file. */
 tn_status tn_setup_check_output(const char *path);
 
-/* Checks options that this build cannot serve: precision other than fp32 on the CPU. */
+/* Fails now if the device is not there or has not the precision. */
 tn_status tn_setup_check_device(const tn_options *options);
 
 /* Mean and standard deviation per channel: the options' where given (one number stands for all channels),

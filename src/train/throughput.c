@@ -83,8 +83,7 @@ static tn_status time_steps(tn_engine *engine, const synthetic *s, const tn_opti
     tn_result result;
     for (int i = -o->warmup_steps - 1; i < o->steps; i++) {
         double begin = tn_now();
-        TN_TRY(tn_engine_gradients(engine, &s->batch, &result));
-        TN_TRY(tn_engine_update(engine, &sgd));
+        TN_TRY(tn_engine_step(engine, &s->batch, &sgd, &result));
         double end = tn_now();
         if (i == -o->warmup_steps - 1) out->start_seconds = end - start;
         if (i >= 0) rates[i] = s->batch.rows / (end - begin);
@@ -96,6 +95,7 @@ static tn_status bench(const tn_options *o, tn_model *model, tn_engine **engine,
                        double start, tn_bench *out) {
     double before, after;
     tn_engine_config config = {.device = o->device,
+                               .precision = o->precision,
                                .threads = o->threads,
                                .micro_batch = o->micro_batch,
                                .max_batch = o->batch,

@@ -15,6 +15,13 @@ SIMT_PLAIN_SRC := $(filter-out %/shadow.cpp %/hooks.cpp,$(SIMT_SRC))
 SIMT_CHECK_FLAGS := -O1 -fno-tree-sra -fno-inline-small-functions -fsanitize=thread --param tsan-instrument-func-entry-exit=0
 SIMT_C := $(CC) -std=c11 -g -O2 -D_GNU_SOURCE -DTN_VERSION='"$(VERSION)"' $(SIMT_DEFINES) -fopenmp -ffp-contract=off -Wall -Wextra
 
+# Test programs, one for each test_NAME.c here, and what they may link with: kernels, and host code against this
+# machine's headers.
+SIMT_TESTS := $(patsubst $(SIMT_DIR)/%.c,%,$(sort $(wildcard $(SIMT_DIR)/test_*.c)))
+SIMT_HOST_SRC := src/base/philox.c src/data/augment.c
+SIMT_TESTED := $(patsubst %.cu,%.o,$(sort $(wildcard kernels/*.cu))) $(SIMT_HOST_SRC:.c=.o)
+SIMT_TEST_LIBS := -lcmocka
+
 define SIMT_BUILD
 $(BUILD)/simt/$(1)/libsimt.a: $(patsubst $(SIMT_DIR)/runtime/%.cpp,$(BUILD)/simt/$(1)/runtime/%.o,$(2))
 	@rm -f $$@
@@ -29,6 +36,12 @@ $(BUILD)/simt/$(1)/selftest-%: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/%.o $(BUI
 	g++ -g -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(SIMT_LIBS)
 $(BUILD)/simt/$(1)/selftest-correct: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/philox_reference.o
 $(BUILD)/simt/$(1)/selftest-libraries: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/library_kernels.o $(BUILD)/simt/$(1)/src/base/philox.o
+$(BUILD)/simt/$(1)/libtested.a: $(SIMT_TESTED:%=$(BUILD)/simt/$(1)/%)
+	@rm -f $$@
+	ar rcs $$@ $$^
+$(BUILD)/simt/$(1)/test_%: $(BUILD)/simt/$(1)/$(SIMT_DIR)/test_%.o $(BUILD)/simt/$(1)/$(SIMT_DIR)/kernel_check.o \
+    $(BUILD)/simt/$(1)/libtested.a $(BUILD)/simt/$(1)/libsimt.a
+	g++ -g -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(SIMT_TEST_LIBS) $(SIMT_LIBS)
 endef
 $(eval $(call SIMT_BUILD,plain,$(SIMT_PLAIN_SRC),-DSIMT_INSTRUMENTED=0))
 $(eval $(call SIMT_BUILD,check,$(SIMT_SRC),-DSIMT_INSTRUMENTED=1))
@@ -50,6 +63,12 @@ SIMT_SELFTEST := $(foreach b,plain check,$(foreach t,correct planted libraries,$
 simt-selftest: $(SIMT_SELFTEST) ## the SIMT machine's own test, in both builds
 	@$(SIMT_DIR)/selftest/run.py $(BUILD)/simt
 
+simt-tests: $(foreach b,plain check,$(SIMT_TESTS:%=$(BUILD)/simt/$(b)/%))
+
+simt-test: need-build+test+simt ## run kernels and backend on the SIMT machine, without a GPU
+	@$(MAKE) --no-print-directory simt-selftest simt-tests
+	@$(SIMT_DIR)/run.py $(BUILD)/simt $(SIMT_TESTS)
+
 # The same sources through the real compiler: that they are CUDA.
 NVCC ?= nvcc
 simt-nvcc: ## compile the self-test's kernels with nvcc for sm_80 and sm_90
@@ -66,4 +85,4 @@ simt-clean:
 	rm -rf $(BUILD)/simt
 
 .PRECIOUS: $(BUILD)/simt/plain/%.o $(BUILD)/simt/check/%.o
-.PHONY: simt-selftest simt-nvcc simt-curand simt-clean
+.PHONY: simt-test simt-tests simt-selftest simt-nvcc simt-curand simt-clean

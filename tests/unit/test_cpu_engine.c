@@ -81,7 +81,7 @@ static void check_against_reference(const char *name, const tn_model *model, int
     tn_result result;
     if (tn_engine_gradients(engine, &batch, &result) != TN_OK) fail_msg("%s: %s", name, tn_error());
     for (int i = 0; i < rows; i++)
-        check_close("a row's loss", name, (double)engine->row_loss[i], e.ref->row_loss[i], tolerance);
+        check_close("a row's loss", name, (double)engine->seen.row_loss[i], e.ref->row_loss[i], tolerance);
     for (int p = 0; p < model->param_count; p++) {
         double error = op_gradient_error(model, p, e.ref->grad, engine->flat.grads);
         if (!(error <= tolerance))

@@ -288,7 +288,7 @@ static void the_engine_agrees_with_the_reference(void **unused) {
             if (!(error <= 1e-5)) fail_msg("net %d: %s is off by %g", i, t.model->params[p].name, error);
         }
         for (int row = 0; row < ROWS; row++)
-            assert_true(fabs((double)engine->row_loss[row] - ref->row_loss[row]) <=
+            assert_true(fabs((double)engine->seen.row_loss[row] - ref->row_loss[row]) <=
                         1e-5 * (1 + fabs(ref->row_loss[row])));
         reference_free(ref);
         tn_engine_free(engine);

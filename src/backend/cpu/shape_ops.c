@@ -40,7 +40,7 @@ static tn_status shape_plan_make(tn_backend *backend, const tn_model *model, int
     return TN_OK;
 }
 
-static tn_status shape_pack(tn_plan *head, int worker, const tn_flat *flat, bool *finite) {
+static tn_status shape_pack(tn_plan *head, int worker, const tn_flat *flat, int *nonfinite) {
     shape_plan *plan = (shape_plan *)(void *)head;
     const tn_node *node = head->node;
     const tn_param *params = head->model->params;
@@ -49,7 +49,7 @@ static tn_status shape_pack(tn_plan *head, int worker, const tn_flat *flat, bool
     for (int i = 0; i < node->term_count; i++)
         plan->term += node->terms[i].factor * flat->values[params[node->terms[i].param].offset];
     plan->carry = node->carry >= 0 ? flat->values[params[node->carry].offset] : 0.0f;
-    *finite = tn_cpu_finite(&plan->term, 1) && tn_cpu_finite(&plan->carry, 1);
+    if (!tn_cpu_finite(&plan->term, 1) || !tn_cpu_finite(&plan->carry, 1)) *nonfinite = 1;
     return TN_OK;
 }
 

@@ -242,12 +242,9 @@ static inline void touch_load(Cell &c, uint64_t mask, uint64_t me, const Touch &
     if (serial_of(r) == serial_of(me)) {
         keep = r & (kBlocks | kBytes);
         if (epoch_of(r) == epoch_of(me)) {
-            if (thread_of(r) >> 5 != thread_of(me) >> 5)
-                keep |= kWarps;
-            else if (thread_of(r) != thread_of(me))
-                keep |= kLanes;
+            if (thread_of(r) >> 5 != thread_of(me) >> 5) keep |= kWarps;
             keep |= r & kWarps;
-            if (sync_of(r) == sync_of(me)) keep |= r & kLanes;
+            if (sync_of(r) == sync_of(me)) keep |= thread_of(r) != thread_of(me) ? kLanes : r & kLanes;
         }
     } else if (!a.shared && serial_of(r) >= current->first_serial) {
         keep = kBlocks | (r & kBytes);
