@@ -17,8 +17,8 @@ LAYERS = {
     "model": {"base"},
     "comm": {"base", "io"},
     "backend": {"base", "model"},
-    "engine": {"base", "io", "model", "backend"},
-    "train": {"base", "io", "data", "model", "backend", "engine"},
+    "engine": {"base", "io", "comm", "model", "backend"},
+    "train": {"base", "io", "comm", "data", "model", "backend", "engine"},
     "theory": {"base", "io", "data", "model", "backend", "engine"},
     "cli": set(),
 }

@@ -3,7 +3,9 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "cli/launch.h"
 #include "cli/progress.h"
 #include "taunet/options.h"
 #include "taunet/run.h"
@@ -12,6 +14,8 @@
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
 static volatile sig_atomic_t stop_signal;
+static int argument_count;
+static char **arguments;
 
 /* The first signal asks for a clean stop; a second one of the same kind ends the process at once. */
 static void on_signal(int number) {
@@ -29,7 +33,7 @@ static void print_error(const char *message) {
 
 static int report(tn_status status) {
     if (status == TN_OK) return EXIT_DONE;
-    print_error(tn_error());
+    if (tn_error()[0]) print_error(tn_error()); /* else another process of the run says it */
     if (status == TN_ERR_STOPPED && stop_signal) return 128 + stop_signal;
     return status == TN_ERR_USAGE ? EXIT_USAGE : EXIT_FAILED;
 }
@@ -47,14 +51,34 @@ static tn_status print_text(char *text) {
     return TN_OK;
 }
 
+/* Whoever launched the processes is about to kill them: what is to be said is said now. */
+static void on_lost(void *context, const char *text) {
+    (void)context;
+    if (text) print_error(text);
+    _exit(EXIT_FAILED);
+}
+
+static int signal_number(const char *name) {
+    static const struct {
+        const char *name;
+        int number;
+    } names[] = {{"USR1", SIGUSR1}, {"USR2", SIGUSR2}, {"HUP", SIGHUP}, {"INT", SIGINT}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(names[i].name, name)) return names[i].number;
+    return SIGTERM;
+}
+
 static tn_status run_train(const tn_options *options) {
+    if (options->gpus > 1 && !launch_is_part())
+        return launch_processes(options->gpus, argument_count, arguments);
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
     signal(SIGHUP, on_signal);
+    signal(signal_number(options->signal), on_signal);
     signal(SIGPIPE, SIG_IGN); /* a viewer that goes away must not end a run */
     progress_state state;
     progress_begin(&state);
-    tn_run_hooks hooks = {.event = progress_show, .context = &state, .stop = &stop_signal};
+    tn_run_hooks hooks = {.event = progress_show, .context = &state, .stop = &stop_signal, .lost = on_lost};
     tn_status status = tn_run_train(options, &hooks);
     progress_end(&state);
     return status;
@@ -160,6 +184,8 @@ static tn_status dispatch(const char *command, tn_options *options) {
 int main(int argc, char **argv) {
     const char *command = argc > 1 ? argv[1] : "help";
     tn_options *options;
+    argument_count = argc;
+    arguments = argv;
     signal(SIGXFSZ, SIG_IGN); /* a file that grows too large is a failed write, with a message */
     if (!strcmp(command, "--version")) {
         printf("taunet %s\n", tn_version());

@@ -85,8 +85,9 @@ tn_status tn_comm_open(const tn_comm_config *config, tn_comm **out) {
 
 void tn_comm_close(tn_comm *comm, bool failed) {
     if (!comm) return;
-    if (comm->transport) comm->transport->close(comm, failed);
-    tn_watchdog_stop(comm->watchdog, failed && !comm->silent ? tn_error() : NULL);
+    bool alone = failed && !comm->agreed;
+    if (comm->transport) comm->transport->close(comm, alone);
+    tn_watchdog_stop(comm->watchdog, alone && !comm->silent ? tn_error() : NULL);
     tn_free(comm);
 }
 
@@ -186,12 +187,24 @@ tn_status tn_comm_barrier(tn_comm *comm, const char *what) {
 
 /* ---- agreement ---- */
 
+tn_status tn_comm_any(tn_comm *comm, int mine, int *out, const char *what) {
+    int *all;
+    *out = mine;
+    if (comm->size == 1) return TN_OK;
+    TN_TRY(tn_alloc(&all, (size_t)comm->size, sizeof *all, what));
+    tn_status status = tn_comm_gather(comm, &mine, sizeof mine, all, what);
+    for (int i = comm->size - 1; status == TN_OK && i >= 0; i--)
+        if (all[i]) *out = all[i];
+    tn_free(all);
+    return status;
+}
+
 static tn_status judge(tn_comm *comm, const verdict *all) {
     int first = 0;
     bool same = true;
     while (first < comm->size && all[first].status == TN_OK) first++;
     if (first == comm->size) return TN_OK;
-    comm->silent = true;
+    comm->agreed = true;
     for (int i = 0; i < comm->size; i++)
         if (all[i].status == TN_OK || strcmp(all[i].message, all[first].message)) same = false;
     tn_status status = (tn_status)all[first].status;

@@ -30,8 +30,8 @@ typedef struct tn_comm_config {
  * single rank. TN_ERR_USAGE when there are several and this build has no transport for them. */
 tn_status tn_comm_open(const tn_comm_config *config, tn_comm **out);
 
-/* Leaves. All ranks must come here after success; after a failure (`failed`), of whose line the others have
- * not heard by tn_comm_agree, they are told and end too. NULL is allowed. */
+/* Leaves. All ranks must come here together after success, and after a failure that tn_comm_agree told them;
+ * after one that is this rank's alone (`failed`) the others are told and end too. NULL is allowed. */
 void tn_comm_close(tn_comm *comm, bool failed);
 
 int tn_comm_rank(const tn_comm *comm);
@@ -63,6 +63,9 @@ tn_status tn_comm_gather_ranges(tn_comm *comm, void *all, size_t size, const int
 tn_status tn_comm_sum_floats(tn_comm *comm, float *data, size_t count, const char *what);
 tn_status tn_comm_sum_doubles(tn_comm *comm, double *data, size_t count, const char *what);
 
+/* The value of the first rank whose own is not 0, in all; 0 when there is none. */
+tn_status tn_comm_any(tn_comm *comm, int mine, int *out, const char *what);
+
 /* TN_OK when every rank comes with TN_OK. Else every rank gets the status of the first that failed; rank 0
  * gets its message, with the rank's name when not all say the same, the others an empty one, so that the
  * failure is told once. */
@@ -78,7 +81,7 @@ tn_status tn_comm_compare(tn_comm *comm, const char *text, const char *what);
  * to all. Several reductions may be under way; they must be started in the same order on all ranks. */
 typedef struct tn_reduction tn_reduction;
 
-/* For at most `leaves` leaves and `floats` floats. Allocates all memory. */
+/* For at most `leaves` leaves and `floats` floats. Allocates all memory and says nothing to other ranks. */
 tn_status tn_reduction_create(tn_comm *comm, int leaves, size_t floats, const char *what, tn_reduction **out);
 void tn_reduction_free(tn_reduction *reduction);
 size_t tn_reduction_bytes(const tn_reduction *reduction);

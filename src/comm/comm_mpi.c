@@ -137,7 +137,9 @@ static tn_status mpi_exchange(tn_comm *comm, const void *from, const size_t *fir
         receives[i] = places[i] != SIZE_MAX ? (int)own : 0;
         receive_places[i] = places[i] != SIZE_MAX ? (int)places[i] : 0;
     }
-    return begun(MPI_Ialltoallv(from ? from : into, sends, send_places, MPI_BYTE, into, receives,
+    /* Who sends nothing gives a buffer all the same, but not that of the receives: equal buffers would mean
+     * "in place" to Open MPI. */
+    return begun(MPI_Ialltoallv(from ? from : sends, sends, send_places, MPI_BYTE, into, receives,
                                 receive_places, MPI_BYTE, state->world, &(*out)->request),
                  "MPI_Ialltoallv", out);
 }

@@ -83,13 +83,7 @@ static tn_status create(tn_comm *comm, int leaves, size_t element, size_t elemen
 tn_status tn_reduction_create(tn_comm *comm, int leaves, size_t floats, const char *what,
                               tn_reduction **out) {
     *out = NULL;
-    TN_TRY(create(comm, leaves, sizeof(float), floats, what, out));
-    tn_status status = comm->transport->split(comm, &(*out)->lane);
-    (*out)->comm = &(*out)->lane;
-    if (status == TN_OK) return TN_OK;
-    tn_reduction_free(*out);
-    *out = NULL;
-    return status;
+    return create(comm, leaves, sizeof(float), floats, what, out);
 }
 
 void tn_reduction_free(tn_reduction *r) {
@@ -145,6 +139,11 @@ static tn_status start(tn_reduction *r, int leaves, size_t elements, const void 
 tn_status tn_reduction_start(tn_reduction *r, int leaves, size_t floats, const float *const *parts,
                              float *sum) {
     const void *own[TN_SUM_PARTS_MAX] = {NULL};
+    /* Not before: when a reduction is made, another rank may be failing. */
+    if (r->comm != &r->lane) {
+        TN_TRY(r->comm->transport->split(r->comm, &r->lane));
+        r->comm = &r->lane;
+    }
     tn_sum_part nodes[TN_SUM_PARTS_MAX];
     tn_sum_deal(leaves, r->comm->size, r->first_leaf);
     int first = r->first_leaf[r->comm->rank], count = r->first_leaf[r->comm->rank + 1] - first;

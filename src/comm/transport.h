@@ -34,7 +34,8 @@ struct tn_comm {
     int rank, size, local_rank, local_size;
     void *state;           /* the transport's */
     tn_watchdog *watchdog; /* NULL with a single rank */
-    bool silent;           /* a failure was told by tn_comm_agree, or by the watchdog */
+    bool agreed;           /* all ranks know of a failure and leave together */
+    bool silent;           /* a rank is lost, and that is told */
     double waited, *waits; /* waits: where waiting is counted, comm's own or that of what it was split from */
 };
 

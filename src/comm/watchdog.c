@@ -192,7 +192,10 @@ static bool find_culprit(tn_watchdog *w, double now) {
     if (longest <= w->config.timeout || culprit.rank < 0) return false;
     char what[160];
     snprintf(what, sizeof what, "%s; the others waited %.0f s (--comm-timeout) for it: it stopped",
-             worst > BUSY ? "is silent" : "does not come", w->config.timeout);
+             worst > BUSY          ? "is silent"
+             : culprit.waiting < 0 ? "does not come"
+                                   : "is behind, or messages are lost",
+             w->config.timeout);
     lose_peer(w, &culprit, what);
     return true;
 }

@@ -5,6 +5,7 @@
 
 #include "base/memory.h"
 #include "base/simd.h"
+#include "base/sum_tree.h"
 
 void tn_shuffle(tn_rng *rng, int *values, int count) {
     for (int i = count - 1; i > 0; i--) {
@@ -31,6 +32,9 @@ static tn_status check_config(const tn_dataset_info *info, const tn_loader_confi
         return tn_fail(TN_ERR_USAGE,
                        "batch %d is larger than the %s split of %s, which has %d images; use at most %d",
                        config->batch, split, info->name, count, count);
+    if (config->ranks > 0 && (config->chunk_rows < 1 || config->rank < 0 || config->rank >= config->ranks))
+        return tn_fail(TN_ERR_USAGE, "there is no share of rank %d of %d in chunks of %d", config->rank,
+                       config->ranks, config->chunk_rows);
     if (config->limit_batches < 0)
         return tn_fail(TN_ERR_USAGE, "limit-batches %d: must be at least 1, or 0 for all",
                        config->limit_batches);
@@ -72,7 +76,11 @@ tn_status tn_batcher_open(const tn_dataset *dataset, const tn_loader_config *con
         size_t pixels = (size_t)config->batch * tn_dataset_image_size(info);
         TN_TRY(tn_alloc(&out->unmixed, pixels, sizeof *out->unmixed, "images before mixup"));
         TN_TRY(tn_alloc(&out->partner, (size_t)config->batch, sizeof *out->partner, "partners of mixup"));
+        TN_TRY(tn_alloc(&out->labels, (size_t)config->batch, sizeof *out->labels, "labels before mixup"));
+        TN_TRY(tn_alloc(&out->needed, (size_t)config->batch, sizeof *out->needed, "partners of mixup"));
     }
+    if (config->ranks > 0)
+        TN_TRY(tn_alloc(&out->first_chunk, (size_t)config->ranks + 1, sizeof(int), "share of a batch"));
     return TN_OK;
 }
 
@@ -80,12 +88,23 @@ void tn_batcher_close(tn_batcher *batcher) {
     tn_free(batcher->order);
     tn_free(batcher->unmixed);
     tn_free(batcher->partner);
+    tn_free(batcher->labels);
+    tn_free(batcher->needed);
+    tn_free(batcher->first_chunk);
     *batcher = (tn_batcher){.order = NULL};
+}
+
+int tn_batcher_share_rows(const tn_batcher *batcher) {
+    const tn_loader_config *c = &batcher->config;
+    if (c->ranks == 0) return c->batch;
+    int chunks = (c->batch + c->chunk_rows - 1) / c->chunk_rows;
+    long rows = (long)((chunks + c->ranks - 1) / c->ranks) * c->chunk_rows;
+    return rows < c->batch ? (int)rows : c->batch;
 }
 
 tn_status tn_batch_buffer_alloc(const tn_batcher *batcher, tn_batch_buffer *out) {
     const tn_dataset_info *info = &batcher->dataset->info;
-    size_t rows = (size_t)batcher->config.batch;
+    size_t rows = (size_t)tn_batcher_share_rows(batcher);
     TN_TRY(
         tn_alloc(&out->images, rows * tn_dataset_image_size(info), sizeof *out->images, "images of a batch"));
     TN_TRY(tn_alloc(&out->targets, rows * (size_t)info->classes, sizeof *out->targets, "targets of a batch"));
@@ -107,14 +126,17 @@ void tn_batch_buffer_free(tn_batch_buffer *buffer) {
     *buffer = (tn_batch_buffer){.images = NULL};
 }
 
-/* Writes the augmented images to `images` and the labels to the buffer. */
-static void load_rows(tn_batcher *batcher, int epoch, int first, int rows, float *images, int *labels) {
+/* Writes the augmented images of samples first, first + 1, ... of the epoch, and their labels; only those
+ * that are `needed` (NULL: all). */
+static void load_rows(tn_batcher *batcher, int epoch, int first, int rows, const bool *needed, float *images,
+                      int *labels) {
     const tn_loader_config *config = &batcher->config;
     const tn_samples *samples = &batcher->dataset->split[config->split];
     size_t size = tn_dataset_image_size(&batcher->dataset->info);
     tn_augmentation how = {0, 0, false};
     for (int i = 0; i < rows; i++) {
         int sample = batcher->order ? batcher->order[first + i] : first + i;
+        if (needed && !needed[i]) continue;
         if (config->augment)
             how = tn_augment_draw(config->seed, epoch, sample, batcher->format.padding,
                                   batcher->dataset->info.flip);
@@ -130,25 +152,28 @@ TN_SIMD static void mix(float *restrict out, const float *restrict x, const floa
     for (size_t i = 0; i < count; i++) out[i] = a * x[i] + b * y[i];
 }
 
-static void mix_rows(tn_batcher *batcher, int epoch, int number, int rows, tn_batch_buffer *buffer) {
+/* Loads the rows that are mixed into rows begin .. end - 1 of a batch of `rows`, and mixes them. */
+static void mix_rows(tn_batcher *batcher, int epoch, int number, int rows, int begin, int end,
+                     tn_batch_buffer *buffer) {
     size_t size = tn_dataset_image_size(&batcher->dataset->info), classes = (size_t)buffer->batch.classes;
     tn_rng rng = tn_rng_open(batcher->config.seed, TN_RNG_MIXUP, (uint32_t)epoch, (uint32_t)number);
     float own = (float)tn_rng_beta(&rng, batcher->config.mixup), other = 1.0f - own;
+    const float *images = batcher->unmixed;
     int *partner = batcher->partner;
     for (int i = 0; i < rows; i++) partner[i] = i;
     tn_shuffle(&rng, partner, rows);
-    for (int i = 0; i < rows; i++) {
-        const float *images = batcher->unmixed;
-        mix(buffer->images + (size_t)i * size, images + (size_t)i * size, images + (size_t)partner[i] * size,
-            own, other, size);
-        float *target = buffer->targets + (size_t)i * classes;
-        target[buffer->labels[i]] = own;
-        target[buffer->labels[partner[i]]] += other;
-    }
-    /* The heavier label counts; in place, so the own labels go through partner[] first. */
-    if (own < 0.5f) {
-        for (int i = 0; i < rows; i++) partner[i] = buffer->labels[partner[i]];
-        memcpy(buffer->labels, partner, (size_t)rows * sizeof *partner);
+    memset(batcher->needed, 0, (size_t)rows * sizeof *batcher->needed);
+    for (int i = begin; i < end; i++) batcher->needed[i] = batcher->needed[partner[i]] = true;
+    load_rows(batcher, epoch, number * batcher->config.batch, rows, batcher->needed, batcher->unmixed,
+              batcher->labels);
+    for (int i = begin; i < end; i++) {
+        int label = batcher->labels[i], second = batcher->labels[partner[i]];
+        mix(buffer->images + (size_t)(i - begin) * size, images + (size_t)i * size,
+            images + (size_t)partner[i] * size, own, other, size);
+        float *target = buffer->targets + (size_t)(i - begin) * classes;
+        target[label] = own;
+        target[second] += other;
+        buffer->labels[i - begin] = own < 0.5f ? second : label; /* the heavier counts */
     }
 }
 
@@ -157,25 +182,40 @@ static void smooth(float *targets, size_t count, double amount, int classes) {
     for (size_t i = 0; i < count; i++) targets[i] = keep * targets[i] + spread;
 }
 
+/* The rows of a batch of `rows` that are this process's: *begin .. *end - 1. */
+static void find_share(tn_batcher *batcher, int rows, int *begin, int *end) {
+    const tn_loader_config *c = &batcher->config;
+    *begin = 0;
+    *end = rows;
+    if (c->ranks == 0) return;
+    tn_sum_deal((rows + c->chunk_rows - 1) / c->chunk_rows, c->ranks, batcher->first_chunk);
+    long first = (long)batcher->first_chunk[c->rank] * c->chunk_rows,
+         last = (long)batcher->first_chunk[c->rank + 1] * c->chunk_rows;
+    *begin = first < rows ? (int)first : rows;
+    *end = last < rows ? (int)last : rows;
+}
+
 void tn_batcher_make(tn_batcher *batcher, int epoch, int number, tn_batch_buffer *buffer) {
     TN_ASSERT(epoch >= 0 && number >= 0 && number < batcher->batches);
     const tn_loader_config *config = &batcher->config;
-    int first = number * config->batch, left = batcher->count - first;
+    int first = number * config->batch, left = batcher->count - first, begin, end;
     int rows = left < config->batch ? left : config->batch;
-    size_t classes = (size_t)buffer->batch.classes;
-    bool mixup = config->mixup > 0.0;
+    find_share(batcher, rows, &begin, &end);
+    size_t classes = (size_t)buffer->batch.classes, own = (size_t)(end - begin);
     if (batcher->order && batcher->order_epoch != epoch) {
         tn_epoch_order(config->seed, epoch, batcher->count, batcher->order);
         batcher->order_epoch = epoch;
     }
-    buffer->batch.rows = rows;
-    load_rows(batcher, epoch, first, rows, mixup ? batcher->unmixed : buffer->images, buffer->labels);
-    memset(buffer->targets, 0, (size_t)rows * classes * sizeof *buffer->targets);
-    if (mixup)
-        mix_rows(batcher, epoch, number, rows, buffer);
-    else
-        for (int i = 0; i < rows; i++)
-            buffer->targets[(size_t)i * classes + (size_t)buffer->labels[i]] = 1.0f;
+    buffer->batch.rows = end - begin;
+    buffer->batch.first_row = begin;
+    buffer->batch.whole_rows = config->ranks > 0 ? rows : 0;
+    memset(buffer->targets, 0, own * classes * sizeof *buffer->targets);
+    if (config->mixup > 0.0) {
+        mix_rows(batcher, epoch, number, rows, begin, end, buffer);
+    } else {
+        load_rows(batcher, epoch, first + begin, end - begin, NULL, buffer->images, buffer->labels);
+        for (size_t i = 0; i < own; i++) buffer->targets[i * classes + (size_t)buffer->labels[i]] = 1.0f;
+    }
     if (config->label_smoothing > 0.0)
-        smooth(buffer->targets, (size_t)rows * classes, config->label_smoothing, buffer->batch.classes);
+        smooth(buffer->targets, own * classes, config->label_smoothing, buffer->batch.classes);
 }

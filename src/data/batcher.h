@@ -24,6 +24,9 @@ typedef struct tn_batcher {
     int order_epoch;    /* -1: none yet */
     float *unmixed;     /* mixup: [batch][image] before mixing */
     int *partner;       /* mixup: [batch] */
+    int *labels;        /* mixup: [batch] before mixing */
+    bool *needed;       /* mixup: [batch] rows that are mixed into this process's */
+    int *first_chunk;   /* [ranks + 1], when batches are shared */
 } tn_batcher;
 
 /* Order of the samples in an epoch: 0 .. count-1 permuted by tn_shuffle with the stream
@@ -42,7 +45,10 @@ void tn_batcher_close(tn_batcher *batcher);
 tn_status tn_batch_buffer_alloc(const tn_batcher *batcher, tn_batch_buffer *out);
 void tn_batch_buffer_free(tn_batch_buffer *buffer);
 
-/* Makes batch `number`, in [0, batches), of `epoch` in `buffer`.
+/* Rows of the largest share of a batch that this process gets. */
+int tn_batcher_share_rows(const tn_batcher *batcher);
+
+/* Makes batch `number`, in [0, batches), of `epoch` in `buffer`, or this process's share of it.
  *
  * With mixup (Zhang et al., ICLR 2018) the stream (seed, TN_RNG_MIXUP, epoch, number) gives lambda by
  * tn_rng_beta, then by tn_shuffle a permutation of the rows, the partners. With l = lambda rounded to float,

@@ -105,6 +105,26 @@ static int scenario_reductions(tn_comm *comm) {
     return 0;
 }
 
+/* Messages that are too large to be sent at once, and ranks that have no part of the sum. */
+static int scenario_large(tn_comm *comm) {
+    enum { MANY = 200000 };
+    tn_reduction *reduction;
+    float *part = calloc(MANY, sizeof *part);
+    const float *parts[TN_SUM_PARTS_MAX] = {part};
+    CHECK(tn_reduction_create(comm, 2, MANY, "large", &reduction) == TN_OK);
+    for (int leaves = 1; leaves <= 2; leaves++) {
+        int first[16], rank = tn_comm_rank(comm);
+        tn_sum_deal(leaves, tn_comm_size(comm), first);
+        for (int i = 0; i < MANY; i++) part[i] = (float)(first[rank] + 1) * (float)i;
+        CHECK(tn_reduction_start(reduction, leaves, MANY, parts, part) == TN_OK);
+        CHECK(tn_reduction_finish(reduction) == TN_OK);
+        for (int i = 0; i < MANY; i++) CHECK(part[i] == (leaves == 1 ? 1.0f : 3.0f) * (float)i);
+    }
+    tn_reduction_free(reduction);
+    free(part);
+    return 0;
+}
+
 static int scenario_sums(tn_comm *comm) {
     int size = tn_comm_size(comm), rank = tn_comm_rank(comm);
     float floats[FLOATS];
@@ -251,6 +271,7 @@ static const struct {
     int (*run)(tn_comm *comm);
 } scenarios[] = {{"reductions", scenario_reductions},
                  {"sums", scenario_sums},
+                 {"large", scenario_large},
                  {"collectives", scenario_collectives},
                  {"agreement", scenario_agreement},
                  {"die", scenario_die},
@@ -338,6 +359,7 @@ static void test_sums(void **state) {
 static void test_reductions_have_the_bits_of_one_process(void **state) {
     (void)state;
     for (int ranks = 2; ranks <= 4; ranks++) succeed(ranks, "reductions");
+    succeed(4, "large");
 }
 
 static void test_agreement(void **state) {
