@@ -2,13 +2,12 @@
 #ifndef TN_CLI_LAUNCH_H
 #define TN_CLI_LAUNCH_H
 
-#include "taunet/status.h"
-
 /* Whether a launcher has started this process as part of a job already. */
 int launch_is_part(void);
 
-/* Replaces this process by mpirun with `count` processes of the same command line, argv. Returns only when
- * that fails, after it said why on stderr. */
-tn_status launch_processes(int count, int argc, char **argv);
+/* Runs mpirun with `count` processes of the same command line, argv, to its end; returns the exit status for
+ * this program. `signal_number` (SIGUSR1 or SIGUSR2, which mpirun passes on) asks the processes to save and
+ * leave: INT, TERM, HUP and itself, when they come here, are passed on as that. A second one ends mpirun. */
+int launch_processes(int count, int signal_number, int argc, char **argv);
 
 #endif

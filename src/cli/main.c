@@ -14,8 +14,6 @@
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
 static volatile sig_atomic_t stop_signal;
-static int argument_count;
-static char **arguments;
 
 /* The first signal asks for a clean stop; a second one of the same kind ends the process at once. */
 static void on_signal(int number) {
@@ -33,7 +31,10 @@ static void print_error(const char *message) {
 
 static int report(tn_status status) {
     if (status == TN_OK) return EXIT_DONE;
-    if (tn_error()[0]) print_error(tn_error()); /* else another process of the run says it */
+    if (tn_error()[0])
+        print_error(tn_error());
+    else
+        usleep(200000); /* another process of the run says it, before mpirun learns that this one ended */
     if (status == TN_ERR_STOPPED && stop_signal) return 128 + stop_signal;
     return status == TN_ERR_USAGE ? EXIT_USAGE : EXIT_FAILED;
 }
@@ -69,8 +70,6 @@ static int signal_number(const char *name) {
 }
 
 static tn_status run_train(const tn_options *options) {
-    if (options->gpus > 1 && !launch_is_part())
-        return launch_processes(options->gpus, argument_count, arguments);
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
     signal(SIGHUP, on_signal);
@@ -181,11 +180,18 @@ static tn_status dispatch(const char *command, tn_options *options) {
     return TN_OK; /* not reached: tn_options_create knows the same commands */
 }
 
+static int launch_all(const tn_options *options, int argc, char **argv) {
+    if (strncmp(options->signal, "USR", 3) == 0)
+        return launch_processes(options->gpus, signal_number(options->signal), argc, argv);
+    fprintf(stderr,
+            "taunet: --signal %s with --gpus: mpirun passes on USR1 and USR2 alone; take one of them\n",
+            options->signal);
+    return EXIT_USAGE;
+}
+
 int main(int argc, char **argv) {
     const char *command = argc > 1 ? argv[1] : "help";
     tn_options *options;
-    argument_count = argc;
-    arguments = argv;
     signal(SIGXFSZ, SIG_IGN); /* a file that grows too large is a failed write, with a message */
     if (!strcmp(command, "--version")) {
         printf("taunet %s\n", tn_version());
@@ -196,8 +202,10 @@ int main(int argc, char **argv) {
     tn_status status = tn_options_create(command, &options);
     if (status != TN_OK) return report(status);
     status = tn_options_parse(options, argc - 2, argv + 2);
-    if (status == TN_OK) status = dispatch(command, options);
-    int code = report(status);
+    bool launch =
+        status == TN_OK && options->gpus > 1 && !options->help && !options->print_config && !launch_is_part();
+    if (status == TN_OK && !launch) status = dispatch(command, options);
+    int code = launch ? launch_all(options, argc, argv) : report(status);
     tn_options_free(options);
     return flush_output(code);
 }

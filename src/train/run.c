@@ -59,6 +59,7 @@ static tn_status ask_stop(void *context, int *out) {
     run *r = context;
     int mine = r->hooks && r->hooks->stop ? (int)*r->hooks->stop : 0;
     TN_TRY(tn_comm_any(r->comm, mine, &r->stop, "signals"));
+    if (r->stop && r->hooks && r->hooks->stop) *r->hooks->stop = r->stop;
     *out = r->stop;
     return TN_OK;
 }

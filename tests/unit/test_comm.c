@@ -18,6 +18,8 @@
 #include "base/sum_tree.h"
 #include "comm/comm.h"
 #include "comm/transport.h"
+#include "taunet/engine.h"
+#include "train/team.h"
 
 #define FLOATS 53 /* not a multiple of any number of ranks here */
 #define LEAVES 40
@@ -181,6 +183,39 @@ static int scenario_agreement(tn_comm *comm) {
     return 0;
 }
 
+/* One bit of one weight of one rank is another than elsewhere. */
+static int scenario_divergence(tn_comm *comm) {
+    tn_model *model;
+    tn_engine *engine;
+    tn_model_config shape = {
+        .model = "resnet8", .variant = "bn", .channels = 3, .height = 8, .width = 8, .classes = 4};
+    tn_engine_config config = {
+        .device = "cpu", .threads = 1, .micro_batch = 4, .max_batch = 8, .training = true, .comm = comm};
+    CHECK(tn_model_build(&shape, &model) == TN_OK);
+    CHECK(tn_engine_create(model, &config, &engine) == TN_OK);
+    CHECK(tn_engine_initialise(engine, (uint64_t)tn_comm_rank(comm)) == TN_OK);
+    CHECK(tn_engine_broadcast(engine) == TN_OK);
+    CHECK(tn_team_check_state(comm, engine, 1) == TN_OK);
+    for (tn_tensor_kind kind = TN_VALUES; kind <= TN_MOMENTUM; kind += TN_MOMENTUM - TN_VALUES) {
+        float *values = malloc(tn_engine_parameter(engine, 0).count * sizeof *values);
+        uint32_t bits;
+        CHECK(tn_engine_get(engine, kind, 0, values) == TN_OK);
+        memcpy(&bits, &values[5], sizeof bits);
+        bits ^= tn_comm_rank(comm) == 1;
+        memcpy(&values[5], &bits, sizeof bits);
+        CHECK(tn_engine_set(engine, kind, 0, values) == TN_OK);
+        CHECK(tn_team_check_state(comm, engine, 17) == TN_ERR_DATA);
+        if (tn_comm_rank(comm) == 0)
+            CHECK(strstr(tn_error(), "step 17: the weights of rank 1 are not those"));
+        CHECK(tn_engine_broadcast(engine) == TN_OK);
+        CHECK(tn_team_check_state(comm, engine, 18) == TN_OK);
+        free(values);
+    }
+    tn_engine_free(engine);
+    tn_model_free(model);
+    return 0;
+}
+
 /* Works step by step until something happens to `victim` at step 3. */
 static int work(tn_comm *comm, int victim, int (*what)(tn_comm *)) {
     for (long step = 1; step < 1000; step++) {
@@ -274,6 +309,7 @@ static const struct {
                  {"large", scenario_large},
                  {"collectives", scenario_collectives},
                  {"agreement", scenario_agreement},
+                 {"divergence", scenario_divergence},
                  {"die", scenario_die},
                  {"root-dies", scenario_root_dies},
                  {"stop", scenario_stop},
@@ -367,6 +403,11 @@ static void test_agreement(void **state) {
     succeed(3, "agreement");
 }
 
+static void test_a_planted_divergence_is_found(void **state) {
+    (void)state;
+    succeed(3, "divergence");
+}
+
 static void test_a_killed_rank_is_named_at_once(void **state) {
     (void)state;
     loses(3, "die", 0.5,
@@ -443,6 +484,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_sums),
         cmocka_unit_test(test_reductions_have_the_bits_of_one_process),
         cmocka_unit_test(test_agreement),
+        cmocka_unit_test(test_a_planted_divergence_is_found),
         cmocka_unit_test(test_a_killed_rank_is_named_at_once),
         cmocka_unit_test(test_a_stopped_rank_is_named),
         cmocka_unit_test(test_a_rank_that_keeps_others_waiting_is_named),
