@@ -16,10 +16,12 @@ LAYERS = {
     "data": {"base", "io"},
     "model": {"base"},
     "comm": {"base", "io"},
-    "backend": {"base", "model"},
+    "backend": {"base", "model", "kernels"},
     "engine": {"base", "io", "comm", "model", "backend"},
     "train": {"base", "io", "comm", "data", "model", "backend", "engine"},
-    "theory": {"base", "io", "data", "model", "backend", "engine"},
+    "plot": {"base"},
+    "theory": {"base", "io", "data", "model", "backend", "engine", "plot"},
+    "report": {"base", "io", "plot"},
     "cli": set(),
 }
 MAX_FILE, MAX_FUNCTION = 600, 60

@@ -25,6 +25,8 @@ def parse_options():
     parser.add_argument("--variant", default="tau")
     parser.add_argument("--depth", type=int, default=1000, help="of fcresnet and feedforward")
     parser.add_argument("--width", type=int, default=128, help="of fcresnet and feedforward")
+    parser.add_argument("--input", metavar="CxHxW", help="image (3x32x32; 1x28x28 for fcresnet and feedforward)")
+    parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--layout", choices=("nchw", "channels_last", "both"), default="both")
@@ -70,11 +72,12 @@ class Training:
             self.net = fc_models.build(options.model, options.depth, options.width).train()
             groups = [p for p in self.net.parameters() if p.requires_grad]
         else:
-            self.net = models.build(options.model, options.variant).to(memory_format=memory_format).train()
+            self.net = models.build(options.model, options.variant, classes=options.classes).to(memory_format=memory_format).train()
             groups = models.parameter_groups(self.net, lr=0.01)
-        images = torch.randn(options.batch, *((1, 28, 28) if connected else (3, 32, 32)))
+        shape = options.input or ("1x28x28" if connected else "3x32x32")
+        images = torch.randn(options.batch, *(int(size) for size in shape.split("x")))
         self.images = images.contiguous(memory_format=memory_format)
-        self.labels = torch.randint(0, 10, (options.batch,))
+        self.labels = torch.randint(0, options.classes, (options.batch,))
         lr = 1e-5 if connected else 0.01
         self.optimizer, self.optimizer_kind = make_optimizer(torch, groups, options.optimizer, lr)
         self.average_tau_gradient = (lambda net: None) if connected else models.average_tau_gradient

@@ -35,16 +35,18 @@ typedef struct tn_dataset tn_dataset;
 #define TN_CHANNELS_MAX 16
 
 typedef struct tn_dataset_info {
-    const char *name; /* "cifar10", "cifar100", "mnist", "fashion-mnist", "synthetic" */
+    const char
+        *name; /* "cifar10", "cifar100", "mnist", "fashion-mnist", "folder", "webdataset", "synthetic" */
     int channels, height, width, classes;
     int train_count, val_count;
     float mean[TN_CHANNELS_MAX], std[TN_CHANNELS_MAX]; /* of pixel / 255, models.md 1.4 */
     int crop_padding; /* zero pixels around an image before the random crop: 4 for CIFAR, 2 for MNIST, an
-                       * eighth of the shorter side for synthetic images */
+                       * eighth of the shorter side for synthetic images, 0 for images of any size */
     bool flip;        /* horizontal flips are part of the standard augmentation */
 } tn_dataset_info;
 
-/* Opens a data set from its specification and reads all of it into memory, one byte a pixel and channel:
+/* Opens a data set from its specification. The first four kinds are read into memory, one byte a pixel and
+ * channel:
  *   "cifar10:DIR"   data_batch_1.bin .. data_batch_5.bin (or the first of them alone) and test_batch.bin
  *   "cifar100:DIR"  train.bin and test.bin; the labels are the 100 fine ones
  *   "mnist:DIR"     the four IDX files of MNIST or Fashion-MNIST, each plain or .gz; the mean of the training
@@ -52,12 +54,25 @@ typedef struct tn_dataset_info {
  *   "synthetic:CxHxW:CLASSES:COUNT"
  *                   made-up images that are easy to learn, COUNT of them for training and COUNT others for
  *                   validation; an image depends on nothing but its shape, class and number
+ * Of the other two, JPEG, PNG and PPM images of any size, only names or an index are read now; the images are
+ * decoded when a batch needs them. Training sees a random part of each at image_size x image_size, and its
+ * mirror image; evaluation resizes the short side to `resize` and takes the centre (src/data/view.h):
+ *   "folder:DIR"      DIR/train and DIR/val, one folder a class (src/data/image_folder.h)
+ *   "webdataset:DIR"  tar shards of images and classes (src/data/image_folder.h, shard_index.h)
  *
  * All of it is checked: sizes, magic numbers, labels in range. TN_ERR_USAGE for a specification that does not
  * parse, TN_ERR_IO for a file that cannot be read, TN_ERR_DATA for one that is damaged (the message names the
  * file and the record), TN_ERR_MEMORY. Close with tn_dataset_close after the last loader is closed; closing
  * NULL does nothing. */
 tn_status tn_dataset_open(const char *spec, tn_dataset **out);
+
+/* The same with the sizes of folder and webdataset; 0 stands for the default, 224 and 8/7 of image_size
+ * (256). TN_ERR_USAGE also for sizes given to another kind, and for resize < image_size. */
+tn_status tn_dataset_open_sized(const char *spec, int image_size, int resize, tn_dataset **out);
+
+/* Whether the specification is of a kind that has these sizes. */
+bool tn_dataset_is_sized(const char *spec);
+
 void tn_dataset_close(tn_dataset *dataset);
 tn_dataset_info tn_dataset_describe(const tn_dataset *dataset);
 
@@ -76,11 +91,16 @@ typedef struct tn_loader_config {
      * tn_engine_chunk_rows says); 0 ranks: all of it. What is random stays that of the whole batch. */
     int chunk_rows, rank, ranks;
     const float *mean, *std; /* [channels] in place of the data set's, or NULL; copied */
+    int threads;             /* that decode images; 0 = one a processor. Images in memory need none */
+    bool skip_bad; /* images that cannot be read or decoded are left out of their batch, and counted,
+                    * in place of being the loader's failure */
 } tn_loader_config;
 
 typedef struct tn_loader tn_loader;
 
-/* Opens a loader with one prefetching thread that keeps three batches ready, from epoch 0, batch 0 on. Any
+/* Opens a loader with one prefetching thread (and, for folder and webdataset, a pool that decodes the images
+ * of a batch) that keeps three batches ready, from epoch 0, batch 0 on. The order of a webdataset's training
+ * samples is src/data/order.h's; everything else is shuffled as a whole. Any
  * number of loaders may share a data set; they do not own it. TN_ERR_USAGE when the batch is larger than
  * the split or a value of the configuration is out of range; TN_ERR_MEMORY also when the thread cannot be
  * started. A loader is for one thread at a time. It may be closed at any moment; closing NULL does nothing.
@@ -96,9 +116,48 @@ int tn_loader_batches(const tn_loader *loader);
 tn_status tn_loader_seek(tn_loader *loader, int epoch, int batch);
 
 /* Delivers the next batch, valid until the next call on this loader; after the last batch of an epoch the
- * first of the next epoch follows. Adds the seconds spent waiting to *waited when not NULL. On failure *out
- * is NULL, and the same failure is returned until the next seek. */
+ * first of the next epoch follows. With skip_bad a batch may have fewer rows; none at all is a failure. Adds
+ * the seconds spent waiting to *waited when not NULL. On failure *out is NULL, and the same failure is
+ * returned until the next seek. */
 tn_status tn_loader_next(tn_loader *loader, const tn_batch **out, double *waited);
+
+/* Samples that skip_bad has left out so far, each counted once however often it came up; batches that are
+ * still in the making may have added some. */
+int tn_loader_bad_samples(tn_loader *loader);
+
+/* What was wrong with the index-th of them, naming it; NULL beyond the last and beyond the first 1000. Valid
+ * until the loader is closed. */
+const char *tn_loader_bad_sample(tn_loader *loader, int index);
+
+/* How tn_dataset_pack makes shards. Zero-initialise, then set. */
+typedef struct tn_pack_config {
+    const char *from; /* what "folder:" names */
+    const char *to;   /* an existing folder, empty or with an unfinished packing of the same images */
+    int samples_per_shard;
+    int resize; /* images with a longer short side are resized to this one, and encoded again; 0: none are */
+    bool decoded;  /* store pixels (PPM) in place of JPEG and PNG: larger, but nothing is left to decode */
+    int quality;   /* of images that are encoded again, 1 to 100 */
+    int threads;   /* 0 = one a processor */
+    bool skip_bad; /* leave out images that cannot be decoded, in place of failing */
+    void (*progress)(void *context, int done, int shards); /* after each shard, one at a time; may be NULL */
+    void *context;
+} tn_pack_config;
+
+typedef struct tn_pack_result {
+    int samples, shards, reused; /* reused: shards that were there already */
+    int bad_samples;
+    char bad_sample[1024]; /* what was wrong with one of them */
+} tn_pack_result;
+
+/* Packs an image folder into a WebDataset for "webdataset:TO": shards train-000000.tar, ... and
+ * val-000000.tar,
+ * ..., each with its index, classes.txt, checksums.xxh64 (for `xxhsum -c`) and pack.txt, which says how they
+ * were made. The samples of a split are permuted once, so that a shard has images of all classes; apart from
+ * that the shards depend on nothing but the images and the configuration, on no thread and no clock. All
+ * images are decoded, so damaged ones are found. A packing that failed or was killed goes on when it is
+ * called again. TN_ERR_USAGE also for a folder with another packing; TN_ERR_IO; TN_ERR_DATA names the image;
+ * TN_ERR_MEMORY. */
+tn_status tn_dataset_pack(const tn_pack_config *config, tn_pack_result *result);
 
 #ifdef __cplusplus
 }

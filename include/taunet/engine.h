@@ -33,6 +33,8 @@ typedef struct tn_engine_config {
     int max_batch;          /* rows of the largest batch that will be given; needed */
     bool training;          /* plan backward too; without it only tn_engine_eval works */
     tn_precision precision; /* TN_ERR_USAGE where the device has it not [fp32] */
+    double average;         /* for training: keep a running average of weights and batch-norm statistics, this
+                               share of it at each step, below 1 [0: none] */
     bool separate_buffers;  /* for debugging: no two activations share memory [false] */
     struct tn_comm *comm;   /* the processes that work on each batch together (src/comm/comm.h) [alone] */
     bool sync_bn;           /* batch statistics are those of the whole batch, not of each share [false] */
@@ -85,6 +87,12 @@ tn_status tn_engine_probe(tn_engine *engine, const tn_batch *batch, int count, c
 
 /* Forward only, with running statistics. logits: [rows][classes] or NULL. */
 tn_status tn_engine_eval(tn_engine *engine, const tn_batch *batch, tn_result *result, float *logits);
+
+/* With tn_engine_config.average: puts the averages in the place of weights and batch-norm statistics
+ * (`use`), so that evaluation and all access below sees, and sets, the averages; or puts both back. Averages
+ * are average = share * average + (1 - share) * weights after each step, from the weights of the first step
+ * on. There is no training while they are in use: TN_ERR_USAGE. */
+tn_status tn_engine_use_average(tn_engine *engine, bool use);
 
 /* Parameters by index, in the order in which the model lists them. `kind` selects values, gradients of the
  * last batch, or momentum; data are `count` floats in the parameter's shape. */

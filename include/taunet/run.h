@@ -64,6 +64,8 @@ typedef struct tn_evaluation {
     double loss, top1, top5; /* mean over all images; per cent */
     int images;
     double seconds;
+    int bad_samples;       /* images left out (--on-bad-sample skip) */
+    char bad_sample[1024]; /* what was wrong with the first of them */
 } tn_evaluation;
 
 /* Evaluates a checkpoint on the validation images of a data set, each image once; writes predictions when

@@ -4,18 +4,22 @@
 #include <string.h>
 
 #include "backend/cpu/cpu.h"
-#ifdef TN_CUDA
+#ifdef TN_HAVE_CUDA
 #include "backend/cuda.h"
 #endif
 
 /* The only place that knows which backends exist; "auto" takes the first that has a device. */
 static const tn_backend_ops *const registry[] = {
-#ifdef TN_CUDA
+#ifdef TN_HAVE_CUDA
     &tn_cuda_backend,
 #endif
     &tn_cpu_backend};
 
 #define BACKENDS (int)(sizeof registry / sizeof *registry)
+
+const tn_backend_ops *tn_backend_at(int index) {
+    return index < BACKENDS ? registry[index] : NULL;
+}
 
 static const tn_backend_ops *backend_named(const char *name, size_t length) {
     for (int i = 0; i < BACKENDS; i++)

@@ -141,6 +141,10 @@ typedef struct tn_backend_ops {
     /* v = momentum v + g + decay w; w -= *lr v (models.md 1.4); nothing where *stop is set. */
     tn_status (*sgd)(tn_backend *backend, float *values, const float *grads, float *momentum, size_t count,
                      const float *lr, float mu, float decay, const int *stop);
+    /* mean[i] += rate (values[i] - mean[i]); nothing where *stop is set. NULL where there is none: then
+     * averages of weights are refused. */
+    tn_status (*average)(tn_backend *backend, float *mean, const float *values, size_t count, float rate,
+                         const int *stop);
     /* Sum over i of (parts[0][i] + parts[1][i] + ... - shift)^2 of gradients or outputs of `tensor`, in a
      * fixed order, to the host; count >= 1. For probes. */
     tn_status (*square_sum)(tn_backend *backend, const tn_model *model, int tensor, const float *const *parts,
@@ -175,6 +179,9 @@ struct tn_backend {
 };
 
 #define TN_RECORD_SLOTS 4
+
+/* The backends that this build has, in the order in which "auto" tries them; NULL behind the last. */
+const tn_backend_ops *tn_backend_at(int index);
 
 /* The registry: resolves a --device value ("auto", "cpu", "cuda", "cuda:N") to a table and a device number.
  * TN_ERR_DEVICE where there is none, TN_ERR_USAGE where it has not the precision. */

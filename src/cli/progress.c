@@ -74,6 +74,7 @@ static void show_epoch(const tn_event *e) {
 
 void progress_show(void *context, const tn_event *event) {
     progress_state *state = context;
+    state->leads = 1;
     if (event->kind != TN_EVENT_STEP) close_line(state);
     switch (event->kind) {
     case TN_EVENT_START:

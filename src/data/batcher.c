@@ -7,22 +7,8 @@
 #include "base/simd.h"
 #include "base/sum_tree.h"
 
-void tn_shuffle(tn_rng *rng, int *values, int count) {
-    for (int i = count - 1; i > 0; i--) {
-        int j = (int)tn_rng_below(rng, (uint32_t)i + 1);
-        int swapped = values[i];
-        values[i] = values[j];
-        values[j] = swapped;
-    }
-}
-
-void tn_epoch_order(uint64_t seed, int epoch, int count, int *order) {
-    tn_rng rng = tn_rng_open(seed, TN_RNG_SHUFFLE, (uint32_t)epoch, 0);
-    for (int i = 0; i < count; i++) order[i] = i;
-    tn_shuffle(&rng, order, count);
-}
-
-static tn_status check_config(const tn_dataset_info *info, const tn_loader_config *config, int count) {
+static tn_status check_config(const tn_dataset_info *info, const tn_loader_config *config, int count,
+                              bool stored) {
     const char *split = config->split == TN_SPLIT_TRAIN ? "training" : "validation";
     if (count == 0)
         return tn_fail(TN_ERR_USAGE, "%s: 0 images in the %s split; nothing can be loaded", info->name,
@@ -35,6 +21,10 @@ static tn_status check_config(const tn_dataset_info *info, const tn_loader_confi
     if (config->ranks > 0 && (config->chunk_rows < 1 || config->rank < 0 || config->rank >= config->ranks))
         return tn_fail(TN_ERR_USAGE, "there is no share of rank %d of %d in chunks of %d", config->rank,
                        config->ranks, config->chunk_rows);
+    if (config->ranks > 0 && config->skip_bad)
+        return tn_fail(TN_ERR_USAGE,
+                       "--on-bad-sample skip works in a single process: several could not agree on "
+                       "the rows of a batch; use stop");
     if (config->limit_batches < 0)
         return tn_fail(TN_ERR_USAGE, "limit-batches %d: must be at least 1, or 0 for all",
                        config->limit_batches);
@@ -43,6 +33,11 @@ static tn_status check_config(const tn_dataset_info *info, const tn_loader_confi
     if (!(config->label_smoothing >= 0.0 && config->label_smoothing < 1.0))
         return tn_fail(TN_ERR_USAGE, "label-smoothing %g: must be at least 0 and below 1",
                        config->label_smoothing);
+    if (config->skip_bad && !stored)
+        return tn_fail(
+            TN_ERR_USAGE,
+            "--on-bad-sample skip has no effect on %s, which is checked when it is opened; leave it out",
+            info->name);
     for (int c = 0; c < info->channels; c++) {
         if (config->mean && !isfinite(config->mean[c]))
             return tn_fail(TN_ERR_USAGE, "mean %g of channel %d: must be finite", (double)config->mean[c], c);
@@ -52,10 +47,20 @@ static tn_status check_config(const tn_dataset_info *info, const tn_loader_confi
     return TN_OK;
 }
 
+/* The order of samples; that of an epoch follows when its first batch is made. */
+static tn_status open_order(tn_batcher *b, const tn_image_store *store) {
+    b->order_epoch = -1;
+    TN_TRY(tn_alloc(&b->order, (size_t)b->count, sizeof *b->order, "order of an epoch"));
+    for (int i = 0; i < b->count; i++) b->order[i] = i;
+    if (!b->config.shuffle || store->shard_count == 0) return TN_OK;
+    return tn_alloc(&b->shards, (size_t)store->shard_count, sizeof *b->shards, "order of shards");
+}
+
 tn_status tn_batcher_open(const tn_dataset *dataset, const tn_loader_config *config, tn_batcher *out) {
     const tn_dataset_info *info = &dataset->info;
+    const tn_samples *samples = &dataset->split[config->split];
     int count = config->split == TN_SPLIT_TRAIN ? info->train_count : info->val_count;
-    TN_TRY(check_config(info, config, count));
+    TN_TRY(check_config(info, config, count, !samples->pixels));
     out->dataset = dataset;
     out->config = *config;
     out->config.mean = out->config.std = NULL; /* in the table from here on */
@@ -69,27 +74,29 @@ tn_status tn_batcher_open(const tn_dataset *dataset, const tn_loader_config *con
                                     .padding = config->augment ? info->crop_padding : 0};
     tn_image_format_normalise(&out->format, config->mean ? config->mean : info->mean,
                               config->std ? config->std : info->std);
-    out->order_epoch = -1;
-    if (config->shuffle)
-        TN_TRY(tn_alloc(&out->order, (size_t)count, sizeof *out->order, "order of an epoch"));
+    TN_TRY(open_order(out, &samples->store));
     if (config->mixup > 0.0) {
         size_t pixels = (size_t)config->batch * tn_dataset_image_size(info);
         TN_TRY(tn_alloc(&out->unmixed, pixels, sizeof *out->unmixed, "images before mixup"));
-        TN_TRY(tn_alloc(&out->partner, (size_t)config->batch, sizeof *out->partner, "partners of mixup"));
-        TN_TRY(tn_alloc(&out->labels, (size_t)config->batch, sizeof *out->labels, "labels before mixup"));
-        TN_TRY(tn_alloc(&out->needed, (size_t)config->batch, sizeof *out->needed, "partners of mixup"));
+        int **arrays[] = {&out->partner, &out->slot, &out->wanted, &out->labels};
+        for (int i = 0; i < 4; i++)
+            TN_TRY(tn_alloc(arrays[i], (size_t)config->batch, sizeof(int), "partners of mixup"));
     }
     if (config->ranks > 0)
         TN_TRY(tn_alloc(&out->first_chunk, (size_t)config->ranks + 1, sizeof(int), "share of a batch"));
-    return TN_OK;
+    return samples->pixels ? TN_OK
+                           : tn_row_decoder_create(dataset, &out->config, &out->format, &out->decoder);
 }
 
 void tn_batcher_close(tn_batcher *batcher) {
+    tn_row_decoder_free(batcher->decoder);
     tn_free(batcher->order);
+    tn_free(batcher->shards);
     tn_free(batcher->unmixed);
     tn_free(batcher->partner);
+    tn_free(batcher->slot);
+    tn_free(batcher->wanted);
     tn_free(batcher->labels);
-    tn_free(batcher->needed);
     tn_free(batcher->first_chunk);
     *batcher = (tn_batcher){.order = NULL};
 }
@@ -126,24 +133,37 @@ void tn_batch_buffer_free(tn_batch_buffer *buffer) {
     *buffer = (tn_batch_buffer){.images = NULL};
 }
 
-/* Writes the augmented images of samples first, first + 1, ... of the epoch, and their labels; only those
- * that are `needed` (NULL: all). */
-static void load_rows(tn_batcher *batcher, int epoch, int first, int rows, const bool *needed, float *images,
-                      int *labels) {
+/* Augments images that are in memory. */
+static void copy_rows(const tn_batcher *batcher, int epoch, const int *wanted, int count, float *images) {
     const tn_loader_config *config = &batcher->config;
     const tn_samples *samples = &batcher->dataset->split[config->split];
     size_t size = tn_dataset_image_size(&batcher->dataset->info);
     tn_augmentation how = {0, 0, false};
-    for (int i = 0; i < rows; i++) {
-        int sample = batcher->order ? batcher->order[first + i] : first + i;
-        if (needed && !needed[i]) continue;
+    for (int i = 0; i < count; i++) {
         if (config->augment)
-            how = tn_augment_draw(config->seed, epoch, sample, batcher->format.padding,
+            how = tn_augment_draw(config->seed, epoch, wanted[i], batcher->format.padding,
                                   batcher->dataset->info.flip);
-        tn_augment_apply(&batcher->format, samples->pixels + (size_t)sample * size, how,
+        tn_augment_apply(&batcher->format, samples->pixels + (size_t)wanted[i] * size, how,
                          images + (size_t)i * size);
-        labels[i] = samples->labels[sample];
     }
+}
+
+/* Writes the augmented images of samples wanted[count] to `images` and their labels; *rows is how many. */
+static tn_status load_rows(tn_batcher *batcher, int epoch, const int *wanted, int count,
+                           const atomic_bool *cancelled, float *images, int *labels, int *rows) {
+    const tn_samples *samples = &batcher->dataset->split[batcher->config.split];
+    *rows = count;
+    if (batcher->decoder) {
+        TN_TRY(tn_row_decoder_run(batcher->decoder, epoch, wanted, count, cancelled, images, labels, rows));
+        if (*rows == 0)
+            return tn_fail(TN_ERR_DATA, "none of the %d images of a batch can be decoded; the first: %s",
+                           count, tn_row_decoder_bad_sample(batcher->decoder, 0));
+    } else {
+        copy_rows(batcher, epoch, wanted, count, images);
+        memcpy(labels, wanted, (size_t)count * sizeof *labels);
+    }
+    for (int i = 0; i < *rows; i++) labels[i] = samples->labels[labels[i]];
+    return TN_OK;
 }
 
 /* The rounding of a * x + b * y must not depend on the machine: no fused multiply-add (see the Makefile). */
@@ -152,29 +172,52 @@ TN_SIMD static void mix(float *restrict out, const float *restrict x, const floa
     for (size_t i = 0; i < count; i++) out[i] = a * x[i] + b * y[i];
 }
 
-/* Loads the rows that are mixed into rows begin .. end - 1 of a batch of `rows`, and mixes them. */
-static void mix_rows(tn_batcher *batcher, int epoch, int number, int rows, int begin, int end,
-                     tn_batch_buffer *buffer) {
+/* Rows of a batch: of the whole, and those of this process. */
+typedef struct share {
+    int rows, begin, end;
+} share;
+
+/* Loads what is mixed into the rows of the share, to places in `unmixed` that `slot` names. */
+static tn_status load_unmixed(tn_batcher *b, int epoch, const int *samples, tn_rng *rng,
+                              const atomic_bool *cancelled, share *rows) {
+    int count = 0, loaded;
+    for (int i = 0; i < rows->rows; i++) b->slot[i] = b->partner[i] = i;
+    if (b->config.ranks == 0) { /* rows that cannot be decoded are left out before partners are drawn */
+        TN_TRY(load_rows(b, epoch, samples, rows->rows, cancelled, b->unmixed, b->labels, &loaded));
+        rows->rows = rows->end = loaded;
+        tn_shuffle(rng, b->partner, loaded);
+        return TN_OK;
+    }
+    tn_shuffle(rng, b->partner, rows->rows);
+    for (int i = 0; i < rows->rows; i++) b->slot[i] = -1;
+    for (int i = rows->begin; i < rows->end; i++) b->slot[i] = b->slot[b->partner[i]] = 0;
+    for (int i = 0; i < rows->rows; i++) {
+        if (b->slot[i] < 0) continue;
+        b->wanted[count] = samples[i];
+        b->slot[i] = count++;
+    }
+    if (count == 0) return TN_OK;
+    return load_rows(b, epoch, b->wanted, count, cancelled, b->unmixed, b->labels, &loaded);
+}
+
+static tn_status mix_rows(tn_batcher *batcher, int epoch, int number, const int *samples,
+                          const atomic_bool *cancelled, tn_batch_buffer *buffer, share *rows) {
     size_t size = tn_dataset_image_size(&batcher->dataset->info), classes = (size_t)buffer->batch.classes;
     tn_rng rng = tn_rng_open(batcher->config.seed, TN_RNG_MIXUP, (uint32_t)epoch, (uint32_t)number);
     float own = (float)tn_rng_beta(&rng, batcher->config.mixup), other = 1.0f - own;
-    const float *images = batcher->unmixed;
-    int *partner = batcher->partner;
-    for (int i = 0; i < rows; i++) partner[i] = i;
-    tn_shuffle(&rng, partner, rows);
-    memset(batcher->needed, 0, (size_t)rows * sizeof *batcher->needed);
-    for (int i = begin; i < end; i++) batcher->needed[i] = batcher->needed[partner[i]] = true;
-    load_rows(batcher, epoch, number * batcher->config.batch, rows, batcher->needed, batcher->unmixed,
-              batcher->labels);
-    for (int i = begin; i < end; i++) {
-        int label = batcher->labels[i], second = batcher->labels[partner[i]];
-        mix(buffer->images + (size_t)(i - begin) * size, images + (size_t)i * size,
-            images + (size_t)partner[i] * size, own, other, size);
-        float *target = buffer->targets + (size_t)(i - begin) * classes;
+    TN_TRY(load_unmixed(batcher, epoch, samples, &rng, cancelled, rows));
+    for (int i = rows->begin; i < rows->end; i++) {
+        size_t first = (size_t)batcher->slot[i], second = (size_t)batcher->slot[batcher->partner[i]],
+               row = (size_t)(i - rows->begin);
+        int label = batcher->labels[first], other_label = batcher->labels[second];
+        mix(buffer->images + row * size, batcher->unmixed + first * size, batcher->unmixed + second * size,
+            own, other, size);
+        float *target = buffer->targets + row * classes;
         target[label] = own;
-        target[second] += other;
-        buffer->labels[i - begin] = own < 0.5f ? second : label; /* the heavier counts */
+        target[other_label] += other;
+        buffer->labels[row] = own < 0.5f ? other_label : label; /* the heavier counts */
     }
+    return TN_OK;
 }
 
 static void smooth(float *targets, size_t count, double amount, int classes) {
@@ -182,40 +225,60 @@ static void smooth(float *targets, size_t count, double amount, int classes) {
     for (size_t i = 0; i < count; i++) targets[i] = keep * targets[i] + spread;
 }
 
-/* The rows of a batch of `rows` that are this process's: *begin .. *end - 1. */
-static void find_share(tn_batcher *batcher, int rows, int *begin, int *end) {
+/* Lets the system read what the batch after the one that begins at `first` needs. */
+static void advise_next(const tn_batcher *b, int first) {
+    int next = first + b->config.batch, left = b->count - next;
+    tn_image_store_advise(&b->dataset->split[b->config.split].store, b->order + next,
+                          left < b->config.batch ? left : b->config.batch);
+}
+
+static tn_status order_epoch(tn_batcher *b, int epoch) {
+    const tn_image_store *store = &b->dataset->split[b->config.split].store;
+    if (!b->config.shuffle || b->order_epoch == epoch) return TN_OK;
+    if (b->shards)
+        TN_TRY(tn_shard_order(b->config.seed, epoch, store->shards, store->shard_count, b->count,
+                              TN_SHUFFLE_BUFFER, b->shards, b->order));
+    else
+        tn_epoch_order(b->config.seed, epoch, b->count, b->order);
+    b->order_epoch = epoch;
+    return TN_OK;
+}
+
+/* This process's part of a batch of `rows`. */
+static share find_share(tn_batcher *batcher, int rows) {
     const tn_loader_config *c = &batcher->config;
-    *begin = 0;
-    *end = rows;
-    if (c->ranks == 0) return;
+    if (c->ranks == 0) return (share){rows, 0, rows};
     tn_sum_deal((rows + c->chunk_rows - 1) / c->chunk_rows, c->ranks, batcher->first_chunk);
     long first = (long)batcher->first_chunk[c->rank] * c->chunk_rows,
          last = (long)batcher->first_chunk[c->rank + 1] * c->chunk_rows;
-    *begin = first < rows ? (int)first : rows;
-    *end = last < rows ? (int)last : rows;
+    return (share){rows, first < rows ? (int)first : rows, last < rows ? (int)last : rows};
 }
 
-void tn_batcher_make(tn_batcher *batcher, int epoch, int number, tn_batch_buffer *buffer) {
+tn_status tn_batcher_make(tn_batcher *batcher, int epoch, int number, const atomic_bool *cancelled,
+                          tn_batch_buffer *buffer) {
     TN_ASSERT(epoch >= 0 && number >= 0 && number < batcher->batches);
     const tn_loader_config *config = &batcher->config;
-    int first = number * config->batch, left = batcher->count - first, begin, end;
-    int rows = left < config->batch ? left : config->batch;
-    find_share(batcher, rows, &begin, &end);
-    size_t classes = (size_t)buffer->batch.classes, own = (size_t)(end - begin);
-    if (batcher->order && batcher->order_epoch != epoch) {
-        tn_epoch_order(config->seed, epoch, batcher->count, batcher->order);
-        batcher->order_epoch = epoch;
-    }
-    buffer->batch.rows = end - begin;
-    buffer->batch.first_row = begin;
-    buffer->batch.whole_rows = config->ranks > 0 ? rows : 0;
-    memset(buffer->targets, 0, own * classes * sizeof *buffer->targets);
+    int first = number * config->batch, left = batcher->count - first, loaded = 0;
+    size_t classes = (size_t)buffer->batch.classes;
+    const int *samples = batcher->order + first;
+    share rows = find_share(batcher, left < config->batch ? left : config->batch);
+    TN_TRY(order_epoch(batcher, epoch));
+    if (batcher->decoder && left > config->batch) advise_next(batcher, first);
+    memset(buffer->targets, 0, (size_t)(rows.end - rows.begin) * classes * sizeof *buffer->targets);
     if (config->mixup > 0.0) {
-        mix_rows(batcher, epoch, number, rows, begin, end, buffer);
-    } else {
-        load_rows(batcher, epoch, first + begin, end - begin, NULL, buffer->images, buffer->labels);
-        for (size_t i = 0; i < own; i++) buffer->targets[i * classes + (size_t)buffer->labels[i]] = 1.0f;
+        TN_TRY(mix_rows(batcher, epoch, number, samples, cancelled, buffer, &rows));
+    } else if (rows.end > rows.begin) {
+        TN_TRY(load_rows(batcher, epoch, samples + rows.begin, rows.end - rows.begin, cancelled,
+                         buffer->images, buffer->labels, &loaded));
+        rows.end = rows.begin + loaded;
+        for (int i = 0; i < loaded; i++)
+            buffer->targets[(size_t)i * classes + (size_t)buffer->labels[i]] = 1.0f;
     }
+    buffer->batch.rows = rows.end - rows.begin;
+    buffer->batch.first_row = rows.begin;
+    buffer->batch.whole_rows = config->ranks > 0 ? rows.rows : 0;
     if (config->label_smoothing > 0.0)
-        smooth(buffer->targets, own * classes, config->label_smoothing, buffer->batch.classes);
+        smooth(buffer->targets, (size_t)buffer->batch.rows * classes, config->label_smoothing,
+               buffer->batch.classes);
+    return TN_OK;
 }

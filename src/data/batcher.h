@@ -3,9 +3,12 @@
 #ifndef TN_DATA_BATCHER_H
 #define TN_DATA_BATCHER_H
 
-#include "base/philox.h"
+#include <stdatomic.h>
+
 #include "data/augment.h"
 #include "data/dataset.h"
+#include "data/order.h"
+#include "data/row_decoder.h"
 
 /* Memory for one batch and the batch that is in it. */
 typedef struct tn_batch_buffer {
@@ -20,21 +23,17 @@ typedef struct tn_batcher {
     tn_loader_config config;
     tn_image_format format;
     int count, batches; /* samples in the split, batches in an epoch */
-    int *order;         /* [count] samples in the order of order_epoch; NULL when not shuffled */
+    int *order;         /* [count] samples in the order of order_epoch, or of the data when not shuffled */
     int order_epoch;    /* -1: none yet */
+    int *shards;        /* in the order of order_epoch; NULL when samples are shuffled as a whole */
     float *unmixed;     /* mixup: [batch][image] before mixing */
     int *partner;       /* mixup: [batch] */
-    int *labels;        /* mixup: [batch] before mixing */
-    bool *needed;       /* mixup: [batch] rows that are mixed into this process's */
+    int *slot;          /* mixup: [batch] where in unmixed a row is */
+    int *wanted;        /* mixup: [batch] samples in unmixed */
+    int *labels;        /* mixup: [batch] of those */
     int *first_chunk;   /* [ranks + 1], when batches are shared */
+    tn_row_decoder *decoder; /* of stored images; NULL for those in memory */
 } tn_batcher;
-
-/* Order of the samples in an epoch: 0 .. count-1 permuted by tn_shuffle with the stream
- * (seed, TN_RNG_SHUFFLE, epoch, 0). */
-void tn_epoch_order(uint64_t seed, int epoch, int count, int *order);
-
-/* Fisher and Yates: for i = count-1 .. 1, element i is swapped with element tn_rng_below(i + 1). */
-void tn_shuffle(tn_rng *rng, int *values, int count);
 
 /* Checks the configuration (TN_ERR_USAGE) and allocates. The data set must outlive the batcher. Call
  * tn_batcher_close also after a failure. */
@@ -53,7 +52,11 @@ int tn_batcher_share_rows(const tn_batcher *batcher);
  * With mixup (Zhang et al., ICLR 2018) the stream (seed, TN_RNG_MIXUP, epoch, number) gives lambda by
  * tn_rng_beta, then by tn_shuffle a permutation of the rows, the partners. With l = lambda rounded to float,
  * row i becomes l * image[i] + (1 - l) * image[partner[i]], the images being augmented and normalised;
- * targets likewise. Label smoothing comes last. */
-void tn_batcher_make(tn_batcher *batcher, int epoch, int number, tn_batch_buffer *buffer);
+ * targets likewise. Label smoothing comes last.
+ *
+ * Only stored images can fail: TN_ERR_IO, TN_ERR_DATA and TN_ERR_MEMORY name the sample; TN_ERR_STOPPED when
+ * *cancelled became true. */
+tn_status tn_batcher_make(tn_batcher *batcher, int epoch, int number, const atomic_bool *cancelled,
+                          tn_batch_buffer *buffer);
 
 #endif

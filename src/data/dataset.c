@@ -6,17 +6,19 @@
 #include "base/memory.h"
 #include "base/text.h"
 #include "data/cifar.h"
+#include "data/image_folder.h"
 #include "data/mnist.h"
 #include "data/synthetic.h"
+#include "data/view.h"
 
 /* What may stand before the colon of a specification. */
 static const struct reader {
     const char *name;
     tn_status (*read)(const char *where, tn_dataset *dataset);
-} readers[] = {{"cifar10", tn_cifar10_read},
-               {"cifar100", tn_cifar100_read},
-               {"mnist", tn_mnist_read},
-               {"synthetic", tn_synthetic_make}};
+    bool stored; /* images of any size, decoded for each epoch */
+} readers[] = {{"cifar10", tn_cifar10_read, false},      {"cifar100", tn_cifar100_read, false},
+               {"mnist", tn_mnist_read, false},          {"folder", tn_image_folder_read, true},
+               {"webdataset", tn_webdataset_read, true}, {"synthetic", tn_synthetic_make, false}};
 
 size_t tn_dataset_image_size(const tn_dataset_info *info) {
     return (size_t)info->channels * (size_t)info->height * (size_t)info->width;
@@ -39,22 +41,53 @@ tn_status tn_dataset_alloc_split(tn_dataset *dataset, tn_split split, int count,
     return TN_OK;
 }
 
-tn_status tn_dataset_open(const char *spec, tn_dataset **out) {
-    *out = NULL;
-    const char *colon = strchr(spec, ':');
-    const struct reader *reader = NULL;
-    for (size_t i = 0; i < sizeof readers / sizeof *readers; i++)
-        if (strlen(readers[i].name) == (size_t)(colon ? colon - spec : 0) &&
-            strncmp(readers[i].name, spec, strlen(readers[i].name)) == 0)
-            reader = &readers[i];
-    if (!reader || colon[1] == 0)
+/* Sets the sizes of views, which images that are decoded when a set is opened do not have. */
+static tn_status set_sizes(const struct reader *reader, int image_size, int resize, tn_dataset *dataset) {
+    if (!reader->stored) {
+        if (image_size == 0 && resize == 0) return TN_OK;
         return tn_fail(TN_ERR_USAGE,
-                       "'%s' is not a data set; use cifar10:DIR, cifar100:DIR, mnist:DIR or "
-                       "synthetic:CxHxW:CLASSES:COUNT",
+                       "--%s %d has no effect on %s, whose images have their own size; leave it out",
+                       image_size ? "image-size" : "resize", image_size ? image_size : resize, reader->name);
+    }
+    if (image_size == 0) image_size = 224;
+    dataset->resize = resize ? resize : tn_view_default_resize(image_size);
+    if (image_size < 1 || image_size > TN_SIDE_MAX || dataset->resize > TN_SIDE_MAX)
+        return tn_fail(TN_ERR_USAGE, "--image-size %d, --resize %d: must be from 1 to %d", image_size,
+                       dataset->resize, TN_SIDE_MAX);
+    if (dataset->resize < image_size)
+        return tn_fail(TN_ERR_USAGE,
+                       "--resize %d is smaller than the crop of --image-size %d; use at least that",
+                       dataset->resize, image_size);
+    dataset->info.height = dataset->info.width = image_size;
+    return TN_OK;
+}
+
+static const struct reader *find_reader(const char *spec) {
+    size_t length = strcspn(spec, ":");
+    for (size_t i = 0; spec[length] && i < sizeof readers / sizeof *readers; i++)
+        if (strlen(readers[i].name) == length && strncmp(readers[i].name, spec, length) == 0)
+            return &readers[i];
+    return NULL;
+}
+
+bool tn_dataset_is_sized(const char *spec) {
+    const struct reader *reader = find_reader(spec);
+    return reader && reader->stored;
+}
+
+tn_status tn_dataset_open_sized(const char *spec, int image_size, int resize, tn_dataset **out) {
+    *out = NULL;
+    const struct reader *reader = find_reader(spec);
+    const char *place = spec + strcspn(spec, ":");
+    if (!reader || place[1] == 0)
+        return tn_fail(TN_ERR_USAGE,
+                       "'%s' is not a data set; use cifar10:DIR, cifar100:DIR, mnist:DIR, folder:DIR, "
+                       "webdataset:DIR or synthetic:CxHxW:CLASSES:COUNT",
                        tn_make_legible(spec).text);
     tn_dataset *dataset;
     TN_TRY(tn_alloc(&dataset, 1, sizeof *dataset, "data set"));
-    tn_status status = reader->read(colon + 1, dataset);
+    tn_status status = reader->read(place + 1, dataset);
+    if (status == TN_OK) status = set_sizes(reader, image_size, resize, dataset);
     if (status != TN_OK) {
         tn_dataset_close(dataset);
         return status;
@@ -63,11 +96,16 @@ tn_status tn_dataset_open(const char *spec, tn_dataset **out) {
     return TN_OK;
 }
 
+tn_status tn_dataset_open(const char *spec, tn_dataset **out) {
+    return tn_dataset_open_sized(spec, 0, 0, out);
+}
+
 void tn_dataset_close(tn_dataset *dataset) {
     if (!dataset) return;
     for (int s = 0; s < 2; s++) {
         tn_free(dataset->split[s].pixels);
         tn_free(dataset->split[s].labels);
+        tn_image_store_free(&dataset->split[s].store);
     }
     tn_free(dataset);
 }

@@ -5,22 +5,26 @@
 #include <stdint.h>
 
 #include "base/fail.h"
+#include "data/image_store.h"
 #include "taunet/data.h"
 
 /* Longest side of an image, so that sizes of one image fit an int. */
 #define TN_SIDE_MAX 4096
 
 /* One split. Images are [count][height][width][channels] in uint8: rows of a crop are then contiguous both
- * here and in a batch. */
+ * here and in a batch. Or they are of any size, encoded, and in the store; the info's height and width are
+ * then those of the views that batches are made of (data/view.h). */
 typedef struct tn_samples {
-    uint8_t *pixels;
-    int *labels; /* [count], in [0, classes) */
+    uint8_t *pixels; /* NULL: in the store */
+    int *labels;     /* [count], in [0, classes) */
+    tn_image_store store;
 } tn_samples;
 
 /* Freed by tn_dataset_close, however much of it a reader has filled in. */
 struct tn_dataset {
     tn_dataset_info info;
     tn_samples split[2]; /* by tn_split; counts are in info */
+    int resize;          /* stored images: what the short side becomes for evaluation */
 };
 
 /* Bytes of one image. */

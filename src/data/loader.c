@@ -28,11 +28,17 @@ struct tn_loader {
     /* Under the mutex from here on. */
     int head, ready;
     bool held, stop;
-    int epoch, batch;    /* next to produce */
-    unsigned generation; /* counts seeks */
-    tn_status status;    /* the producer's failure, delivered after the ready batches, until the next seek */
+    int epoch, batch;      /* next to produce */
+    atomic_bool cancelled; /* the batch in the making is not wanted; also read without the mutex */
+    unsigned generation;   /* counts seeks */
+    tn_status status; /* the producer's failure, delivered after the ready batches, until the next seek */
     char message[1024];
 };
+
+static void note_failure(tn_loader *loader, tn_status status) {
+    loader->status = status;
+    snprintf(loader->message, sizeof loader->message, "%s", tn_error());
+}
 
 /* Moves the position behind the batch just made; after the last batch of the last epoch that can be counted
  * there is nothing left to make. */
@@ -40,9 +46,9 @@ static void advance(tn_loader *loader) {
     loader->batch++;
     if (loader->batch < loader->batcher.batches) return;
     if (loader->epoch == INT_MAX) {
-        loader->status =
-            tn_fail(TN_ERR_USAGE, "epoch %d is the last that can be counted; train fewer epochs", INT_MAX);
-        snprintf(loader->message, sizeof loader->message, "%s", tn_error());
+        note_failure(
+            loader,
+            tn_fail(TN_ERR_USAGE, "epoch %d is the last that can be counted; train fewer epochs", INT_MAX));
         return;
     }
     loader->batch = 0;
@@ -61,12 +67,18 @@ static void *produce(void *argument) {
         if (loader->stop) break;
         int slot = (loader->head + loader->ready) % RING, epoch = loader->epoch, batch = loader->batch;
         unsigned generation = loader->generation;
+        atomic_store(&loader->cancelled, false);
         pthread_mutex_unlock(&loader->mutex);
-        tn_batcher_make(&loader->batcher, epoch, batch, &loader->ring[slot]);
+        tn_status status =
+            tn_batcher_make(&loader->batcher, epoch, batch, &loader->cancelled, &loader->ring[slot]);
         pthread_mutex_lock(&loader->mutex);
-        if (generation != loader->generation) continue;
-        loader->ready++;
-        advance(loader);
+        if (loader->stop || generation != loader->generation) continue;
+        if (status == TN_OK) {
+            loader->ready++;
+            advance(loader);
+        } else {
+            note_failure(loader, status);
+        }
         pthread_cond_signal(&loader->to_consumer);
     }
     pthread_mutex_unlock(&loader->mutex);
@@ -115,6 +127,7 @@ void tn_loader_close(tn_loader *loader) {
     if (loader->started) {
         pthread_mutex_lock(&loader->mutex);
         loader->stop = true;
+        atomic_store(&loader->cancelled, true);
         pthread_cond_signal(&loader->to_producer);
         pthread_mutex_unlock(&loader->mutex);
         TN_ASSERT(pthread_join(loader->thread, NULL) == 0);
@@ -138,6 +151,7 @@ tn_status tn_loader_seek(tn_loader *loader, int epoch, int batch) {
                        epoch, batches - 1);
     pthread_mutex_lock(&loader->mutex);
     loader->generation++;
+    atomic_store(&loader->cancelled, true);
     loader->ready = 0;
     loader->held = false;
     loader->epoch = epoch;
@@ -170,4 +184,12 @@ tn_status tn_loader_next(tn_loader *loader, const tn_batch **out, double *waited
     }
     pthread_mutex_unlock(&loader->mutex);
     return status;
+}
+
+int tn_loader_bad_samples(tn_loader *loader) {
+    return loader->batcher.decoder ? tn_row_decoder_bad_samples(loader->batcher.decoder) : 0;
+}
+
+const char *tn_loader_bad_sample(tn_loader *loader, int index) {
+    return loader->batcher.decoder ? tn_row_decoder_bad_sample(loader->batcher.decoder, index) : NULL;
 }

@@ -96,17 +96,28 @@ static void stage(tn_engine *e, const tn_batch *b) {
     memset(e->inputs.images + rest * image, 0, (chunk_rows - rest) * image * sizeof(float));
 }
 
+/* The images of one chunk, with zeros behind a short one. */
+static tn_status upload_images(tn_engine *e, const tn_batch *b, int chunk) {
+    tn_backend *backend = e->backend;
+    size_t image = image_floats(b), chunk_rows = (size_t)e->config.micro_batch,
+           first = (size_t)chunk * chunk_rows, left = (size_t)b->rows - first,
+           rows = left < chunk_rows ? left : chunk_rows;
+    float *to = e->inputs.images + (size_t)chunk * e->inputs.chunk_floats;
+    TN_TRY(backend->ops->upload(backend, to, b->images + first * image, rows * image * sizeof(float)));
+    return backend->ops->clear(backend, to + rows * image, (chunk_rows - rows) * image * sizeof(float));
+}
+
 static tn_status upload(tn_engine *e, const tn_batch *b) {
     tn_backend *backend = e->backend;
     const tn_backend_ops *ops = backend->ops;
-    size_t rows = (size_t)b->rows, classes = (size_t)b->classes, image = image_floats(b),
-           padded = (size_t)tn_engine_share(e, b).count * (size_t)e->config.micro_batch;
-    TN_TRY(ops->upload(backend, e->inputs.images, b->images, rows * image * sizeof(float)));
+    size_t rows = (size_t)b->rows, classes = (size_t)b->classes;
+    int chunks = tn_engine_share(e, b).count;
+    size_t padded = (size_t)chunks * (size_t)e->config.micro_batch;
+    for (int i = 0; i < chunks; i++) TN_TRY(upload_images(e, b, i));
     TN_TRY(ops->upload(backend, e->inputs.targets, b->targets, rows * classes * sizeof(float)));
     TN_TRY(ops->upload(backend, e->inputs.row_weights, e->row_weights, padded * sizeof(float)));
     if (b->labels) TN_TRY(ops->upload(backend, e->inputs.labels, b->labels, rows * sizeof(int)));
     if (rows == padded) return TN_OK;
-    TN_TRY(ops->clear(backend, e->inputs.images + rows * image, (padded - rows) * image * sizeof(float)));
     TN_TRY(
         ops->clear(backend, e->inputs.targets + rows * classes, (padded - rows) * classes * sizeof(float)));
     return ops->clear(backend, e->inputs.labels + rows, (padded - rows) * sizeof(int));
@@ -135,12 +146,13 @@ static tn_chunk chunk_of(const tn_batch_run *run, int index) {
     bool host = e->backend->ops->host_memory;
     int first = index * e->config.micro_batch, left = b->rows - first;
     int place = b->first_row / e->config.micro_batch + index;
-    size_t image = image_floats(b), row = (size_t)first;
+    size_t row = (size_t)first;
     tn_chunk chunk = {.index = index,
                       .statistics = e->config.sync_bn ? place : index,
                       .place = place,
                       .rows = left < e->config.micro_batch ? left : e->config.micro_batch,
-                      .images = (host ? b->images : e->inputs.images) + row * image,
+                      .images = host ? b->images + row * image_floats(b)
+                                     : e->inputs.images + (size_t)index * e->inputs.chunk_floats,
                       .targets = (host ? b->targets : e->inputs.targets) + row * (size_t)b->classes,
                       .row_weights = e->inputs.row_weights + first,
                       .row_loss = e->report.row_loss + first,

@@ -7,8 +7,9 @@
 /* A chunk's largest activation should stay in a core's second-level cache. */
 #define CHUNK_BYTES (512 * 1024)
 #define CHUNK_MAX   32
-/* A network of linear layers alone has as many weights as multiply-adds: each chunk writes a gradient as
- * large as the model, so few large chunks are faster. */
+/* Each chunk writes a gradient as large as the model, which is then added to others: multiply-adds for each
+ * weight that make this cheap. Linear layers alone have one an image, and take larger chunks. */
+#define CHUNK_WORK       500
 #define CHUNK_MAX_LINEAR 128
 /* Events per worker in a timeline: some steps of a network of a hundred layers. */
 #define TRACE_EVENTS 200000
@@ -23,8 +24,10 @@ static int default_chunk_rows(const tn_model *model) {
         size_t bytes = (size_t)s.channels * (size_t)s.height * (size_t)s.width * sizeof(float);
         if (bytes > largest) largest = bytes;
     }
+    double work = tn_model_multiply_adds(model) / (double)tn_model_parameter_count(model);
     int rows = 1;
     while (rows < most && (size_t)rows * 2 * largest <= CHUNK_BYTES) rows *= 2;
+    while (rows < CHUNK_MAX && rows * work < CHUNK_WORK) rows *= 2;
     return rows;
 }
 
@@ -46,6 +49,9 @@ static tn_status allocate_flat(tn_engine *e) {
     TN_TRY(tn_alloc(&e->norm_batches, (size_t)m->state_count, sizeof *e->norm_batches, "batch-norm state"));
     if (!e->config.training) return TN_OK;
     TN_TRY(allocate(e, &e->flat.grads, m->param_floats, sizeof(float), "gradients"));
+    if (e->config.average > 0)
+        TN_TRY(
+            allocate(e, &e->average, m->param_floats + m->state_floats, sizeof(float), "averaged weights"));
     return allocate(e, &e->flat.momentum, m->param_floats, sizeof(float), "momentum");
 }
 
@@ -55,7 +61,8 @@ static tn_status allocate_inputs(tn_engine *e) {
     bool host = e->backend->ops->host_memory;
     TN_TRY(tn_alloc(&e->row_weights, rows, sizeof(float), "batch"));
     TN_TRY(allocate(e, &e->inputs.rates, TN_GROUP_FIXED, sizeof(float), "learning rates"));
-    TN_TRY(allocate(e, &e->inputs.images, (host ? (size_t)e->config.micro_batch : rows) * image,
+    e->inputs.chunk_floats = ((size_t)e->config.micro_batch * image + 15) / 16 * 16; /* 64 bytes */
+    TN_TRY(allocate(e, &e->inputs.images, (host ? 1 : (size_t)e->chunks) * e->inputs.chunk_floats,
                     sizeof(float), "images of a batch"));
     e->inputs.row_weights = e->row_weights;
     if (host) return TN_OK;
@@ -159,6 +166,12 @@ static tn_status create(tn_engine *e) {
     if (c->max_batch < 1)
         return tn_fail(TN_ERR_USAGE, "an engine needs max_batch >= 1, not %d", c->max_batch);
     TN_TRY(open_device(e));
+    if (c->average < 0 || c->average >= 1 || (c->average > 0 && !(c->training && e->backend->ops->average)))
+        return tn_fail(
+            TN_ERR_USAGE,
+            "an average of weights with a share of %g: it must be from 0 to below 1, for training, "
+            "on a device that keeps averages (%s %s)",
+            c->average, e->backend->ops->name, e->backend->ops->average ? "does" : "does not");
     choose_chunks(e);
     TN_TRY(join(e));
     tn_executor_config executor = {.chunk_rows = c->micro_batch,
@@ -201,17 +214,10 @@ void tn_engine_free(tn_engine *e) {
     tn_executor_free(e->executor);
     if (e->backend) {
         bool host = e->backend->ops->host_memory;
-        void *memories[] = {e->flat.values,
-                            e->flat.grads,
-                            e->flat.momentum,
-                            e->flat.sums,
-                            e->flat.state,
-                            e->inputs.rates,
-                            e->inputs.images,
-                            e->inputs.labels,
-                            e->inputs.targets,
-                            e->report.row_loss,
-                            host ? NULL : e->inputs.row_weights};
+        void *memories[] = {e->flat.values,    e->flat.grads,      e->flat.momentum,
+                            e->flat.sums,      e->flat.state,      e->average,
+                            e->inputs.rates,   e->inputs.images,   e->inputs.labels,
+                            e->inputs.targets, e->report.row_loss, host ? NULL : e->inputs.row_weights};
         for (size_t i = 0; i < sizeof memories / sizeof *memories; i++)
             if (memories[i]) e->backend->ops->release(e->backend, memories[i]);
         if (!host) tn_free(e->seen.row_loss);
@@ -240,7 +246,7 @@ tn_status tn_engine_initialise(tn_engine *e, uint64_t seed) {
     if (status == TN_OK && e->flat.momentum)
         status = ops->upload(e->backend, e->flat.momentum, host, m->param_floats * sizeof(float));
     memset(e->norm_batches, 0, (size_t)m->state_count * sizeof *e->norm_batches);
-    e->packed = e->eval_loaded = false;
+    e->packed = e->eval_loaded = e->average_begun = e->average_used = false;
     tn_free(host);
     return status;
 }

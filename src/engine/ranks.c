@@ -161,13 +161,14 @@ tn_status tn_ranks_gather_probe(tn_engine *e, double *sums, size_t doubles) {
 
 typedef tn_status (*visit)(tn_engine *engine, void *context, float *host, size_t floats);
 
-/* Brings weights, momentum and running statistics to the host, one after the other; and back when `write`. */
+/* Brings weights, momentum, running statistics and averages to the host, one after the other; and back when
+ * `write`. */
 static tn_status visit_state(tn_engine *e, visit what, void *context, bool write) {
     const tn_model *m = e->model;
     const tn_backend_ops *ops = e->backend->ops;
-    float *flats[] = {e->flat.values, e->flat.momentum, e->flat.state}, *host;
-    size_t floats[] = {m->param_floats, m->param_floats, m->state_floats};
-    for (int i = 0; i < 3; i++) {
+    float *flats[] = {e->flat.values, e->flat.momentum, e->flat.state, e->average}, *host;
+    size_t floats[] = {m->param_floats, m->param_floats, m->state_floats, m->param_floats + m->state_floats};
+    for (int i = 0; i < 4; i++) {
         if (!flats[i] || floats[i] == 0) continue;
         size_t bytes = floats[i] * sizeof(float);
         TN_TRY(tn_alloc(&host, floats[i], sizeof(float), "copy of the weights"));
@@ -189,6 +190,7 @@ tn_status tn_engine_broadcast(tn_engine *e) {
     if (!e->ranks) return TN_OK;
     TN_TRY(visit_state(e, broadcast_part, NULL, true));
     e->packed = e->eval_loaded = false;
+    TN_TRY(tn_comm_broadcast(e->config.comm, &e->average_begun, sizeof e->average_begun, "weights"));
     return tn_comm_broadcast(e->config.comm, e->norm_batches,
                              (size_t)e->model->state_count * sizeof *e->norm_batches, "weights");
 }

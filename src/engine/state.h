@@ -1,5 +1,5 @@
 /* The inside of an engine; shared by engine.c (life and access), batch.c (batches in, results out, chunks),
- * step.c (training), ranks.c (several processes) and probe.c. */
+ * step.c (training), ranks.c (several processes), average.c and probe.c. */
 #ifndef TN_ENGINE_STATE_H
 #define TN_ENGINE_STATE_H
 
@@ -11,7 +11,8 @@
 
 /* What a batch reads. On a backend with host memory, images, targets and labels are those of the batch. */
 typedef struct tn_inputs {
-    float *images;      /* [chunks * micro_batch] images; with host memory: of a short last chunk */
+    float *images; /* [chunks][chunk_floats], micro_batch images each; with host memory: a short last chunk */
+    size_t chunk_floats;
     float *targets;     /* [chunks * micro_batch][classes] */
     float *row_weights; /* [chunks * micro_batch], 0 for padding */
     int *labels;        /* [chunks * micro_batch] */
@@ -60,6 +61,8 @@ struct tn_engine {
     tn_backend *backend;
     tn_pool *pool;
     tn_executor *executor;
+    float *average; /* [param_floats + state_floats], or NULL: see average.c */
+    bool average_begun, average_used;
     tn_gradient_tree *tree; /* NULL without training, and where the backend sums gradients itself */
     tn_flat flat;
     int64_t *norm_batches;        /* [state_count] */
@@ -109,6 +112,11 @@ tn_status tn_ranks_gather_probe(tn_engine *engine, double *sums, size_t doubles)
 tn_status tn_engine_pack(tn_engine *engine);
 /* Issues the packing alone. */
 tn_status tn_engine_issue_pack(tn_engine *engine);
+
+/* Averages start from the weights of the first step; nothing without averages. */
+tn_status tn_engine_begin_average(tn_engine *engine);
+/* Takes `count` values of parameters and statistics, counted through both, into their average. */
+tn_status tn_engine_average(tn_engine *engine, size_t from, size_t count);
 
 /* Checks a batch and brings it to the backend. */
 tn_status tn_engine_begin(tn_engine *engine, const tn_batch *batch);

@@ -101,7 +101,8 @@ typedef struct update_run {
     int pieces; /* of each group */
 } update_run;
 
-/* One piece of one optimizer group. */
+/* One piece of one optimizer group and, where averages are kept, of their average; the last piece is the
+ * statistics'. */
 static tn_status update_piece(void *context, int index, int worker) {
     const update_run *run = context;
     tn_engine *e = run->engine;
@@ -111,11 +112,13 @@ static tn_status update_piece(void *context, int index, int worker) {
     size_t piece = (size_t)(index % run->pieces),
            width = (last - first + (size_t)run->pieces - 1) / (size_t)run->pieces;
     size_t from = first + piece * width, to = from + width < last ? from + width : last;
+    if (index == 2 * run->pieces) return tn_engine_average(e, m->param_floats, m->state_floats);
     if (from >= to) return TN_OK;
     double start = tn_now();
     TN_TRY(e->backend->ops->sgd(e->backend, e->flat.values + from, e->flat.grads + from,
                                 e->flat.momentum + from, to - from, e->inputs.rates + group,
                                 (float)run->sgd->momentum, (float)run->sgd->weight_decay, e->report.stop));
+    TN_TRY(tn_engine_average(e, from, to - from));
     tn_engine_trace_work(e, worker, "sgd", "update", start);
     return TN_OK;
 }
@@ -127,12 +130,13 @@ static tn_status set_rates(tn_engine *e, const tn_sgd *sgd) {
 
 static tn_status issue_update(tn_engine *e, const tn_sgd *sgd) {
     update_run run = {.engine = e, .sgd = sgd, .pieces = e->config.threads};
-    TN_TRY(tn_pool_run(e->pool, 2 * run.pieces, update_piece, &run));
+    TN_TRY(tn_pool_run(e->pool, 2 * run.pieces + 1, update_piece, &run));
     return tn_engine_issue_pack(e);
 }
 
 tn_status tn_engine_update(tn_engine *e, const tn_sgd *sgd) {
     if (!e->config.training) return tn_fail(TN_ERR_USAGE, "this engine was not made for training");
+    TN_TRY(tn_engine_begin_average(e));
     TN_TRY(set_rates(e, sgd));
     TN_TRY(issue_update(e, sgd));
     TN_TRY(tn_engine_read_report(e));
@@ -190,6 +194,7 @@ static tn_status issue_or_replay(tn_engine *e, const tn_batch *batch, const tn_s
 
 static tn_status step(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd, tn_result *result) {
     if (!e->config.training) return tn_fail(TN_ERR_USAGE, "this engine was not made for training");
+    TN_TRY(tn_engine_begin_average(e));
     if (sgd) TN_TRY(set_rates(e, sgd));
     TN_TRY(tn_engine_begin(e, batch));
     e->eval_loaded = false;

@@ -46,21 +46,38 @@ static tn_status open_loader(evaluation *v) {
     tn_loader_config config = {.split = TN_SPLIT_VAL,
                                .batch = o->batch < v->data.val_count ? o->batch : v->data.val_count,
                                .mean = v->mean,
-                               .std = v->std};
+                               .std = v->std,
+                               .threads = o->threads,
+                               .skip_bad = o->on_bad_sample == TN_BAD_SAMPLE_SKIP};
     return tn_setup_loader(v->dataset, &config, &v->loader);
+}
+
+/* Takes what was not given from the checkpoint and opens the data set; without a size of its own, at the size
+ * that the model was trained on. */
+static tn_status open_data(evaluation *v, const char *path, tn_input_shape *input, int *classes) {
+    const tn_options *o = v->options;
+    int image_size = o->image_size;
+    TN_TRY(tn_checkpoint_options(v->file, path, v->options, input, classes));
+    if (!image_size && tn_dataset_is_sized(o->data) && input->height == input->width)
+        image_size = input->height;
+    TN_TRY(tn_dataset_open_sized(o->data, image_size, o->resize, &v->dataset));
+    v->data = tn_dataset_describe(v->dataset);
+    if (!input->channels) *input = (tn_input_shape){v->data.channels, v->data.height, v->data.width};
+    if (!*classes) *classes = v->data.classes;
+    if (input->channels == v->data.channels && input->height == v->data.height &&
+        input->width == v->data.width && *classes == v->data.classes)
+        return TN_OK;
+    return tn_fail(TN_ERR_DATA, "%s was trained on %dx%dx%d images of %d classes, %s has %dx%dx%d and %d",
+                   path, input->channels, input->height, input->width, *classes, o->data, v->data.channels,
+                   v->data.height, v->data.width, v->data.classes);
 }
 
 static tn_status open_model(evaluation *v, const char *path) {
     const tn_options *o = v->options;
-    tn_input_shape input = {v->data.channels, v->data.height, v->data.width};
-    int classes = v->data.classes;
+    tn_input_shape input = {0};
+    int classes = 0;
     bool all_given = tn_options_is_given(o, "model") && tn_options_is_given(o, "variant");
-    TN_TRY(tn_checkpoint_options(v->file, path, v->options, &input, &classes));
-    if (input.channels != v->data.channels || input.height != v->data.height ||
-        input.width != v->data.width || classes != v->data.classes)
-        return tn_fail(TN_ERR_DATA, "%s was trained on %dx%dx%d images of %d classes, %s has %dx%dx%d and %d",
-                       path, input.channels, input.height, input.width, classes, o->data, v->data.channels,
-                       v->data.height, v->data.width, v->data.classes);
+    TN_TRY(open_data(v, path, &input, &classes));
     TN_TRY(tn_setup_check_device(o));
     tn_status status = tn_setup_model(o, input, classes, &v->model);
     if (status != TN_OK) return all_given ? status : tn_fail_prefix(TN_ERR_DATA, "%s: metadata", path);
@@ -77,8 +94,6 @@ static tn_status evaluate(evaluation *v, tn_evaluation *out) {
     const tn_options *o = v->options;
     TN_TRY(tn_options_check(o));
     TN_TRY(tn_safetensors_open(o->checkpoint, &v->file));
-    TN_TRY(tn_dataset_open(o->data, &v->dataset));
-    v->data = tn_dataset_describe(v->dataset);
     TN_TRY(open_model(v, o->checkpoint));
     TN_TRY(open_loader(v));
     TN_TRY(tn_setup_check_output(o->predictions));
@@ -96,7 +111,10 @@ static tn_status evaluate(evaluation *v, tn_evaluation *out) {
                            .top1 = 100.0 * result.top1 / result.rows,
                            .top5 = 100.0 * result.top5 / result.rows,
                            .images = result.rows,
-                           .seconds = tn_now() - start};
+                           .seconds = tn_now() - start,
+                           .bad_samples = tn_loader_bad_samples(v->loader)};
+    if (out->bad_samples)
+        snprintf(out->bad_sample, sizeof out->bad_sample, "%s", tn_loader_bad_sample(v->loader, 0));
     return v->predictions ? write_npy(o->predictions, v->predictions, result.rows, v->data.classes) : TN_OK;
 }
 
@@ -133,9 +151,13 @@ tn_status tn_run_init(const tn_options *options) {
     tn_engine_config config = {.device = "cpu", .threads = 1, .max_batch = 1};
     if (status == TN_OK) status = tn_engine_create(model, &config, &engine);
     if (status == TN_OK) status = tn_engine_initialise(engine, options->seed);
-    tn_checkpoint_info info = {
-        .options = options, .input = options->input, .classes = options->classes, .dataset = ""};
-    if (status == TN_OK) status = tn_checkpoint_save(engine, &info, NULL, options->out);
+    if (status == TN_OK) {
+        tn_checkpoint_info info = {.options = options,
+                                   .input = tn_setup_input(model),
+                                   .classes = tn_model_classes(model),
+                                   .dataset = ""};
+        status = tn_checkpoint_save(engine, &info, NULL, options->out);
+    }
     tn_engine_free(engine);
     tn_model_free(model);
     return status;

@@ -51,7 +51,9 @@ static tn_status take_batch(tn_probe_log *log, const tn_probe_source *source) {
                                .rank = source->rank,
                                .ranks = source->ranks,
                                .mean = source->mean,
-                               .std = source->std};
+                               .std = source->std,
+                               .threads = o->threads,
+                               .skip_bad = o->on_bad_sample == TN_BAD_SAMPLE_SKIP};
     TN_TRY(tn_loader_open(source->dataset, &config, &loader));
     tn_status status = tn_loader_next(loader, &batch, NULL);
     if (status == TN_OK) status = copy_batch(log, batch);

@@ -4,11 +4,13 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "backend/backend.h"
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/schedule.h"
 #include "model/graph.h"
 #include "taunet/run.h"
+#include "train/bad_samples.h"
 #include "train/probe_log.h"
 #include "train/run_log.h"
 #include "train/setup.h"
@@ -90,7 +92,8 @@ static tn_status resolve_options(run *r, const tn_options *given) {
 }
 
 static tn_status open_dataset(run *r) {
-    TN_TRY(tn_dataset_open(r->options->data, &r->dataset));
+    const tn_options *o = r->options;
+    TN_TRY(tn_dataset_open_sized(o->data, o->image_size, o->resize, &r->dataset));
     r->data = tn_dataset_describe(r->dataset);
     return tn_setup_normalisation(r->options, &r->data, r->mean, r->std);
 }
@@ -111,7 +114,9 @@ static tn_status open_loaders(run *r) {
                               .rank = tn_comm_rank(r->comm),
                               .ranks = ranks,
                               .mean = r->mean,
-                              .std = r->std};
+                              .std = r->std,
+                              .threads = tn_team_threads(r->comm, o->threads),
+                              .skip_bad = o->on_bad_sample == TN_BAD_SAMPLE_SKIP};
     TN_TRY(tn_setup_loader(r->dataset, &train, &r->train));
     tn_loader_config val = {.split = TN_SPLIT_VAL,
                             .batch = o->batch < r->data.val_count ? o->batch : r->data.val_count,
@@ -120,7 +125,9 @@ static tn_status open_loaders(run *r) {
                             .rank = train.rank,
                             .ranks = ranks,
                             .mean = r->mean,
-                            .std = r->std};
+                            .std = r->std,
+                            .threads = train.threads,
+                            .skip_bad = o->on_bad_sample == TN_BAD_SAMPLE_SKIP};
     TN_TRY(tn_setup_loader(r->dataset, &val, &r->val));
     r->batches = tn_loader_batches(r->train);
     r->steps = o->steps > 0 ? o->steps : (long)o->epochs * r->batches;
@@ -139,7 +146,8 @@ static tn_status open_engine(run *r) {
                                .max_batch = o->batch,
                                .comm = r->comm,
                                .sync_bn = o->sync_bn,
-                               .training = true};
+                               .training = true,
+                               .average = o->ema};
     TN_TRY(tn_setup_engine(r->model, &config, &r->engine));
     r->tau = tn_engine_find_parameter(r->engine, "tau");
     return tn_engine_initialise(r->engine, o->seed);
@@ -152,6 +160,17 @@ static tn_status load_weights(run *r, const char *path, bool resume) {
     if (status == TN_OK && resume) status = tn_checkpoint_position(file, path, &r->position);
     tn_safetensors_close(file);
     return status;
+}
+
+/* A build that could have used a better device says once that there is none. */
+static void say_device(run *r) {
+    const tn_backend_ops *first = tn_backend_at(0);
+    char note[256];
+    if (strcmp(r->options->device, "auto") || first->device_count() > 0) return;
+    snprintf(note, sizeof note, "--device auto: %s", first->absence());
+    char *advice = strstr(note, "; use --device cpu");
+    if (advice) strcpy(advice, "; training on the CPU");
+    send(r, TN_EVENT_NOTE, note);
 }
 
 /* Rank 0's part of the state: what the folder holds, or fresh weights. */
@@ -250,6 +269,7 @@ static tn_status log_start(run *r) {
 }
 
 static tn_status log_end(run *r, const char *status, const char *message) {
+    char note[TN_BAD_SAMPLES_NOTE];
     if (!r->leads) return TN_OK;
     json_t *line = json_object();
     tn_run_log_put(line, "event", json_string("end"));
@@ -260,10 +280,22 @@ static tn_status log_end(run *r, const char *status, const char *message) {
         tn_run_log_put(line, "best_top1", tn_json_real(r->position.best_top1));
         tn_run_log_put(line, "best_epoch", json_integer(r->position.best_epoch));
     }
+    if (r->options->on_bad_sample == TN_BAD_SAMPLE_SKIP) {
+        tn_bad_samples_put(line, r->train, r->val, note);
+        if (note[0]) send(r, TN_EVENT_NOTE, note);
+        r->event.text = NULL;
+    }
     return tn_run_folder_log(&r->folder, line);
 }
 
 /* ---- checkpoints ---- */
+
+/* With --ema: whether evaluation and saving see the averaged weights. A failure before stays what is told. */
+static tn_status use_average(run *r, bool use, tn_status before) {
+    if (r->options->ema == 0) return before;
+    tn_status status = tn_engine_use_average(r->engine, use);
+    return before == TN_OK ? status : before;
+}
 
 static tn_status save(run *r, const char *name, bool whole) {
     char path[TN_RUN_PATH];
@@ -279,8 +311,10 @@ static tn_status save(run *r, const char *name, bool whole) {
     tn_comm_phase(r->comm, r->position.step, "a checkpoint");
     if (whole) TN_TRY(tn_probe_log_sync(r->probe));
     if (whole) TN_TRY(tn_run_folder_sync(&r->folder, &r->position));
-    TN_TRY(tn_checkpoint_save(r->engine, &info, whole ? &r->position : NULL,
-                              tn_run_folder_file(&r->folder, name, path)));
+    if (!whole) TN_TRY(use_average(r, true, TN_OK));
+    tn_status status = tn_checkpoint_save(r->engine, &info, whole ? &r->position : NULL,
+                                          tn_run_folder_file(&r->folder, name, path));
+    TN_TRY(whole ? status : use_average(r, false, status));
     tn_engine_trace_add(r->engine, "checkpoint", start, tn_now());
     return TN_OK;
 }
@@ -311,7 +345,9 @@ static tn_status evaluate(run *r) {
     double start = tn_now();
     tn_stop stop = {ask_stop, r};
     tn_comm_phase(r->comm, r->position.step, "the evaluation");
-    TN_TRY(tn_setup_evaluate(r->engine, r->val, &stop, &result, NULL));
+    TN_TRY(use_average(r, true, TN_OK));
+    tn_status status = tn_setup_evaluate(r->engine, r->val, &stop, &result, NULL);
+    TN_TRY(use_average(r, false, status));
     r->event.val_loss = result.loss / result.rows;
     r->event.val_top1 = 100.0 * result.top1 / result.rows;
     r->event.val_top5 = 100.0 * result.top5 / result.rows;
@@ -512,6 +548,7 @@ static tn_status start(run *r, const tn_options *options) {
              tn_engine_device(r->engine), tn_engine_threads(r->engine),
              tn_team_describe(r->comm, processes, sizeof processes), tn_engine_chunk_rows(r->engine),
              (double)tn_engine_bytes(r->engine) / 1048576.0);
+    say_device(r);
     send(r, TN_EVENT_START, text);
     return TN_OK;
 }

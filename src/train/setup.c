@@ -5,6 +5,7 @@
 
 #include "backend/backend.h"
 #include "io/atomic_file.h"
+#include "model/graph.h"
 
 /* That a loader holds: one in use, three ready. */
 #define LOADER_BATCHES 4
@@ -25,6 +26,11 @@ tn_status tn_setup_model(const tn_options *options, tn_input_shape input, int cl
                               .depth = options->depth,
                               .train_ends = options->train_ends};
     return tn_model_build(&config, out);
+}
+
+tn_input_shape tn_setup_input(const tn_model *model) {
+    tn_shape s = model->tensors[0].shape;
+    return (tn_input_shape){s.channels, s.height, s.width};
 }
 
 /* `bytes` for batches of `batch` images. */

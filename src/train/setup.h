@@ -7,8 +7,10 @@
 #include "taunet/engine.h"
 #include "taunet/options.h"
 
-/* Model for images of the given shape. Free with tn_model_free. */
+/* Model for images of the given shape; zeros stand for the model's own. Free with tn_model_free. */
 tn_status tn_setup_model(const tn_options *options, tn_input_shape input, int classes, tn_model **out);
+/* The shape of the images that a model takes. */
+tn_input_shape tn_setup_input(const tn_model *model);
 
 /* tn_loader_open and tn_engine_create for work that starts at once: TN_ERR_MEMORY also for more than the
  * machine's memory, where the allocation succeeds and the process would be killed later. */

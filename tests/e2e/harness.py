@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import unittest
+import zlib
 
 import tfevents_reader
 
@@ -227,6 +228,34 @@ def make_mnist(folder, train=64, test=32, height=28, width=28, compress=True):
             name = IDX_NAMES[split, part] + (".gz" if compress else "")
             (folder / name).write_bytes(gzip.compress(data) if compress else data)
     return f"mnist:{folder}"
+
+
+def png(width, height, pixels):
+    """An RGB PNG; pixels: bytes, row by row."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + pixels[y * width * 3:(y + 1) * width * 3] for y in range(height))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def class_image(label, rng):
+    """A PNG of some size whose colour tells its class, with noise."""
+    width, height = rng.randrange(20, 40), rng.randrange(20, 40)
+    base = (60 + 130 * (label & 1), 60 + 130 * (label >> 1 & 1), 60 + 130 * (label >> 2 & 1))
+    return png(width, height, bytes(base[i % 3] + rng.randrange(60) for i in range(3 * width * height)))
+
+
+def make_folder(folder, train=12, val=4, classes=4):
+    """A folder of images, `train` and `val` of each class. Gives the specification."""
+    for split, count, seed in (("train", train, 5), ("val", val, 6)):
+        rng = random.Random(seed)
+        for label in range(classes):
+            (folder / split / f"class{label}").mkdir(parents=True)
+            for i in range(count):
+                (folder / split / f"class{label}" / f"{i}.png").write_bytes(class_image(label, rng))
+    return f"folder:{folder}"
 
 
 if __name__ == "__main__":

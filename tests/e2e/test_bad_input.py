@@ -248,7 +248,7 @@ class BadOptions(Case):
             self.succeed("info", "--model", "resnet8", "--tau", value)
 
     def test_models(self):
-        for name, near in (("resnet21", ["resnet20", "resnet26"]), ("resnet50", ["resnet44", "resnet56"]),
+        for name, near in (("resnet21", ["resnet20", "resnet26"]), ("resnet51", ["resnet44", "resnet56"]),
                            ("resnet2", ["resnet8"]), ("resnet", ["6n+2"]), ("vgg16", ["resnet"]), ("resnet-20", []),
                            ("resnet99999999", [])):
             with self.subTest(name):

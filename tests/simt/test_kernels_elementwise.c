@@ -126,6 +126,9 @@ static void test_backward(void **unused) {
             t.poison = bits % 3 == 0;
             check_case(name, run_backward, &t);
         }
+    /* More elements than the blocks of a sum take at once. */
+    backward_case large = {1100003, F, 1, true, true, true, false};
+    check_case("backward of a large tensor", run_backward, &large);
 }
 
 typedef struct size_case {
@@ -344,17 +347,9 @@ static void test_avgpool(void **unused) {
 
 /* ---- conversion and sums of squares ---- */
 
-static void run_convert(void *argument) {
+static void run_square_sum(void *argument) {
     const size_case *t = argument;
     size_t count = (size_t)t->rows;
-    for (int storage = 0; storage < 4; storage++) {
-        tensor from = tensor_random(count, storage & 1 ? B : F, 1),
-               to = tensor_empty(count, storage & 2 ? B : F);
-        OK(tn_launch_convert(count, from.store, from.device, to.store, to.device, 0));
-        tensor wanted = tensor_of(from.host, count, to.store); /* bitwise */
-        tensor_read(&to);
-        for (size_t i = 0; i < count; i++) assert_true(to.host[i] == wanted.host[i]);
-    }
     for (int bad = 0; bad < 2; bad++) {
         double *values = host_doubles(count), square = 0;
         for (size_t i = 0; i < count; i++) values[i] = draw_real(8, (uint32_t)i);
@@ -369,10 +364,28 @@ static void run_convert(void *argument) {
     }
 }
 
+static void run_convert(void *argument) {
+    const size_case *t = argument;
+    size_t count = (size_t)t->rows;
+    for (int storage = 0; storage < 4; storage++) {
+        tensor from = tensor_random(count, storage & 1 ? B : F, 1),
+               to = tensor_empty(count, storage & 2 ? B : F);
+        OK(tn_launch_convert(count, from.store, from.device, to.store, to.device, 0));
+        tensor wanted = tensor_of(from.host, count, to.store); /* bitwise */
+        tensor_read(&to);
+        for (size_t i = 0; i < count; i++) assert_true(to.host[i] == wanted.host[i]);
+    }
+}
+
 static void test_convert(void **unused) {
     size_case cases[] = {{1, 0, F}, {8, 0, B}, {2051, 0, F}, {2560, 0, B}};
     (void)unused;
-    for (int i = 0; i < 4; i++) check_case("convert", run_convert, &cases[i]);
+    size_case large = {2100001, 0, B}; /* more than the blocks take at once */
+    for (int i = 0; i < 4; i++) {
+        check_case("convert", run_convert, &cases[i]);
+        check_case("sum of squares", run_square_sum, &cases[i]);
+    }
+    check_case("sum of squares of a large tensor", run_square_sum, &large);
 }
 
 int main(void) {

@@ -343,6 +343,7 @@ static void any_number_of_threads_gives_the_same_bits(void **unused) {
     textbook_free(&t);
 }
 
+/* ... and where there is little to compute for each weight. */
 static void chunks_are_large_without_convolutions(void **unused) {
     (void)unused;
     static const struct {
@@ -350,8 +351,11 @@ static void chunks_are_large_without_convolutions(void **unused) {
         int rows;
     } cases[] = {{{.model = "fcresnet", .channels = 1, .height = 28, .width = 28}, 128},
                  {{.model = "fcresnet", .channels = 3, .height = 32, .width = 32}, 32},
-                 {{.model = "resnet8", .channels = 1, .height = 8, .width = 8}, 32}};
-    for (int i = 0; i < 3; i++) {
+                 {{.model = "resnet8", .channels = 1, .height = 8, .width = 8}, 32},
+                 {{.model = "resnet20"}, 8},
+                 {{.model = "resnet18", .height = 64, .width = 64}, 32},
+                 {{.model = "resnet18"}, 4}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         tn_model *model = build(cases[i].config);
         tn_engine_config config = {.threads = 1, .max_batch = 4};
         tn_engine *engine;

@@ -567,8 +567,8 @@ static void running_out_of_memory_leaks_nothing(void **state) {
         assert_null(loader);
         assert_int_equal(tn_memory_in_use(), before);
     }
-    /* The loader; order; unmixed images, partners, labels, needed rows; three arrays a slot. */
-    assert_int_equal(failures, 1 + 1 + 4 + 4 * 3);
+    /* The loader; order; unmixed images, partners, places, samples, labels; three arrays a slot. */
+    assert_int_equal(failures, 1 + 1 + 5 + 4 * 3);
     tn_loader_close(loader);
     assert_int_equal(tn_memory_in_use(), before);
     tn_dataset_close(dataset);

@@ -145,6 +145,18 @@ static tn_status cpu_sgd(tn_backend *backend, float *values, const float *grads,
     return TN_OK;
 }
 
+TN_SIMD static void average_loop(float *mean, const float *values, size_t count, float rate) {
+#pragma omp simd
+    for (size_t i = 0; i < count; i++) mean[i] += rate * (values[i] - mean[i]);
+}
+
+static tn_status cpu_average(tn_backend *backend, float *mean, const float *values, size_t count, float rate,
+                             const int *stop) {
+    (void)backend;
+    if (!*stop) average_loop(mean, values, count, rate);
+    return TN_OK;
+}
+
 static tn_status cpu_square_sum(tn_backend *backend, const tn_model *model, int tensor,
                                 const float *const *parts, int count, float shift, size_t floats,
                                 double *out) {
@@ -179,6 +191,7 @@ const tn_backend_ops tn_cpu_backend = {.name = "cpu",
                                        .scalar_gradients = cpu_scalar_gradients,
                                        .any = cpu_any,
                                        .sgd = cpu_sgd,
+                                       .average = cpu_average,
                                        .square_sum = cpu_square_sum,
                                        .nodes = {[TN_NODE_CONV] = &tn_cpu_conv,
                                                  [TN_NODE_LINEAR] = &tn_cpu_conv,

@@ -1,0 +1,144 @@
+#include "data/resize.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/simd.h"
+
+#define PRECISION 22
+
+/* Columns are resized 16 rows at a time, which lie side by side in a tile: a lane for each row and channel,
+ * so that both passes are the same sums over whole vectors. */
+#define TILE_ROWS 16
+#define LANES     (3 * TILE_ROWS)
+
+/* One direction: output o is the sum of weights[o][t] * input[first[o] + t] over t < taps[o]. */
+typedef struct axis {
+    int outputs, longest; /* taps at most */
+    int *first, *taps;
+    int32_t *weights; /* [outputs][longest] */
+} axis;
+
+enum { ROWS = 0, COLUMNS = 1 };
+enum { WEIGHTS = 0, FIRST = 2, TAPS = 4, TILE = 6, MIDDLE = 8, OUT = 9 }; /* places in capacity */
+
+void tn_resizer_free(tn_resizer *r) {
+    for (int i = 0; i < 2; i++) {
+        tn_free(r->weights[i]);
+        tn_free(r->first[i]);
+        tn_free(r->taps[i]);
+        tn_free(r->tile[i]);
+    }
+    tn_free(r->middle);
+    tn_free(r->out);
+    *r = (tn_resizer){.middle = NULL};
+}
+
+/* The weights of one output: the triangle around `centre`, cut off at the ends of the source and scaled to a
+ * sum of one; `support` >= 1 is half its base. */
+static int triangle(double centre, double support, int size, int *first, int32_t *weights) {
+    int begin = (int)(centre - support + 0.5), end = (int)(centre + support + 0.5);
+    if (begin < 0) begin = 0;
+    if (end > size) end = size;
+    double sum = 0.0, inverse = 1.0 / support;
+    for (int pass = 0; pass < 2; pass++)
+        for (int t = 0; t < end - begin; t++) {
+            double distance = fabs((t + begin - centre + 0.5) * inverse);
+            double weight = distance < 1.0 ? 1.0 - distance : 0.0;
+            if (pass == 0)
+                sum += weight;
+            else
+                weights[t] = (int32_t)(0.5 + weight / sum * (1 << PRECISION));
+        }
+    *first = begin;
+    return end - begin;
+}
+
+static tn_status plan(tn_resizer *r, int which, const tn_resize_axis *how, axis *out) {
+    double scale = (how->high - how->low) / how->size, support = scale < 1.0 ? 1.0 : scale;
+    size_t count = (size_t)how->count, longest = (size_t)ceil(support) * 2 + 1;
+    TN_TRY(tn_grow(&r->first[which], &r->capacity[FIRST + which], count, sizeof(int), "resizing"));
+    TN_TRY(tn_grow(&r->taps[which], &r->capacity[TAPS + which], count, sizeof(int), "resizing"));
+    TN_TRY(tn_grow(&r->weights[which], &r->capacity[WEIGHTS + which], count * longest, sizeof(int32_t),
+                   "resizing"));
+    *out = (axis){how->count, (int)longest, r->first[which], r->taps[which], r->weights[which]};
+    for (int o = 0; o < how->count; o++) {
+        double centre = how->low + (how->from + o + 0.5) * scale;
+        out->taps[o] =
+            triangle(centre, support, how->full, &out->first[o], out->weights + (size_t)o * longest);
+        out->first[o] -= how->origin;
+    }
+    return TN_OK;
+}
+
+/* out[o][i] = the weighted sum over input rows, for i < width rounded up to LANES: rows of `in` and the last
+ * of `out` have room for that. `origin` is the input row that `in` points to. */
+TN_SIMD static void blend(const axis *a, const uint8_t *restrict in, size_t in_step, int origin,
+                          uint8_t *restrict out, size_t out_step, size_t width) {
+    for (int o = 0; o < a->outputs; o++) {
+        const int32_t *weights = a->weights + (size_t)o * (size_t)a->longest;
+        const uint8_t *rows = in + (size_t)(a->first[o] - origin) * in_step;
+        for (size_t begin = 0; begin < width; begin += LANES) {
+            int32_t sum[LANES];
+            for (int i = 0; i < LANES; i++) sum[i] = 1 << (PRECISION - 1);
+            for (int t = 0; t < a->taps[o]; t++) {
+                const uint8_t *row = rows + (size_t)t * in_step + begin;
+                for (int i = 0; i < LANES; i++) sum[i] += weights[t] * row[i];
+            }
+            uint8_t *to = out + (size_t)o * out_step + begin;
+            for (int i = 0; i < LANES; i++) {
+                int32_t value = sum[i] >> PRECISION;
+                to[i] = (uint8_t)(value > 255 ? 255 : value);
+            }
+        }
+    }
+}
+
+/* Copies `count` pixels; their places are `from_step` and `to_step` bytes apart. */
+static void copy_pixels(const uint8_t *from, size_t from_step, uint8_t *to, size_t to_step, int count) {
+    for (int i = 0; i < count; i++, from += from_step, to += to_step) {
+        to[0] = from[0];
+        to[1] = from[1];
+        to[2] = from[2];
+    }
+}
+
+/* Rows begin .. end-1 of the source, resized in width, to r->middle. */
+static void resize_columns(tn_resizer *r, const tn_pixels *source, const axis *columns, int begin, int end,
+                           size_t middle_step) {
+    for (int y = begin; y < end; y += TILE_ROWS) {
+        int rows = end - y < TILE_ROWS ? end - y : TILE_ROWS;
+        for (int i = 0; i < rows; i++)
+            copy_pixels(source->at + (size_t)(y + i) * source->stride, 3, r->tile[0] + 3 * i, LANES,
+                        source->width);
+        blend(columns, r->tile[0], LANES, 0, r->tile[1], LANES, LANES);
+        for (int i = 0; i < rows; i++)
+            copy_pixels(r->tile[1] + 3 * i, LANES, r->middle + (size_t)(y - begin + i) * middle_step, 3,
+                        columns->outputs);
+    }
+}
+
+/* That all inputs of an axis are at hand. */
+static void check_axis(const axis *a, int length) {
+    int last = a->outputs - 1;
+    TN_ASSERT(a->first[0] >= 0 && a->first[last] + a->taps[last] <= length);
+}
+
+tn_status tn_resizer_run(tn_resizer *r, const tn_pixels *source, const tn_resize *how, uint8_t **out) {
+    axis rows, columns;
+    TN_TRY(plan(r, ROWS, &how->rows, &rows));
+    TN_TRY(plan(r, COLUMNS, &how->columns, &columns));
+    check_axis(&rows, source->height);
+    check_axis(&columns, source->width);
+    int begin = rows.first[0], end = rows.first[rows.outputs - 1] + rows.taps[rows.outputs - 1];
+    size_t width = 3 * (size_t)columns.outputs, step = (width + LANES - 1) / LANES * LANES;
+    TN_TRY(tn_grow(&r->tile[0], &r->capacity[TILE], (size_t)source->width * LANES, 1, "resizing"));
+    TN_TRY(tn_grow(&r->tile[1], &r->capacity[TILE + 1], (size_t)columns.outputs * LANES, 1, "resizing"));
+    TN_TRY(tn_grow(&r->middle, &r->capacity[MIDDLE], (size_t)(end - begin) * step, 1, "resizing"));
+    TN_TRY(tn_grow(&r->out, &r->capacity[OUT], (size_t)rows.outputs * width + LANES, 1, "resizing"));
+    resize_columns(r, source, &columns, begin, end, step);
+    blend(&rows, r->middle, step, begin, r->out, width, width);
+    *out = r->out;
+    return TN_OK;
+}
