@@ -19,6 +19,14 @@ CFLAGS := -std=c11 $(OPT) -g -fPIC -fopenmp -ffp-contract=off $(WARN) $(SANITIZE
 LDFLAGS := -fopenmp $(SANITIZE)
 LDLIBS := -ldnnl -ljansson -lxxhash -ljpeg -lspng -lz -lpthread -lm
 
+# MPI joins the processes of a distributed run. It is used where it is installed.
+MPI_CFLAGS := $(shell pkg-config --cflags ompi-c 2>/dev/null || mpicc --showme:compile 2>/dev/null)
+ifneq ($(MPI_CFLAGS),)
+LDLIBS += $(shell pkg-config --libs ompi-c 2>/dev/null || mpicc --showme:link 2>/dev/null)
+else
+WITHOUT += src/comm/comm_mpi.c
+endif
+
 # The CUDA backend is built where there is a toolkit: nvcc under CUDA_HOME or on PATH. CUDA=no leaves it out.
 CUDA ?= yes
 CUDA_SRC := $(sort $(wildcard src/backend/cuda_*.c))
@@ -32,9 +40,9 @@ CUDA_ARCH ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[
 CUDA_LIBS := -L$(TOOLKIT)/lib64 -Wl,-rpath,$(TOOLKIT)/lib64 -lcublas -lcudart -lstdc++
 endif
 endif
-LIB_SRC := $(filter-out $(CUDA_SRC),$(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/backend/*.c \
-                             src/backend/*/*.c src/engine/*.c src/train/*.c src/plot/*.c src/theory/*.c \
-                             src/report/*.c)))
+LIB_SRC := $(filter-out $(CUDA_SRC) $(WITHOUT),$(sort $(wildcard src/base/*.c src/io/*.c src/comm/*.c src/data/*.c \
+             src/model/*.c src/backend/*.c src/backend/*/*.c src/engine/*.c src/train/*.c src/plot/*.c src/theory/*.c \
+             src/report/*.c)))
 CLI_SRC := $(sort $(wildcard src/cli/*.c))
 SUPPORT_SRC := $(sort $(wildcard tests/support/*.c))
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
@@ -128,11 +136,19 @@ link-flags:
 
 tests: $(UNIT_BIN) $(REPLAY_BIN)
 
+# What was found when the objects were built: with something else they are built again.
+$(BUILD)/found: always
+	@mkdir -p $(@D)
+	@echo 'mpi: $(MPI_CFLAGS)' | cmp -s - $@ || echo 'mpi: $(MPI_CFLAGS)' > $@
+$(BUILD)/src/comm/transport.o: CPPFLAGS += $(if $(MPI_CFLAGS),-DTN_MPI)
+$(BUILD)/src/comm/comm_mpi.o: CPPFLAGS += $(MPI_CFLAGS:-I%=-isystem %)
+$(BUILD)/src/comm/transport.o $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so: $(BUILD)/found
+
 $(BUILD)/libtaunet.a: $(LIB_OBJ)
 	@rm -f $@
-	ar rcs $@ $^
+	ar rcs $@ $(filter %.o,$^)
 $(BUILD)/libtaunet.so: $(LIB_OBJ)
-	$(CC) -shared -Wl,-soname,libtaunet.so.0 -o $@ $^ $(LDFLAGS) $(LDLIBS)
+	$(CC) -shared -Wl,-soname,libtaunet.so.0 -o $@ $(filter %.o,$^) $(LDFLAGS) $(LDLIBS)
 $(BUILD)/taunet: $(call OBJ,$(CLI_SRC)) $(BUILD)/libtaunet.a
 	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS)
 $(BUILD)/pack: $(BUILD)/datasets/pack.o $(BUILD)/libtaunet.a
@@ -166,6 +182,6 @@ say-cuda:
 	@test -e $(BUILD)/taunet || echo '$(if $(HAVE_CUDA),CUDA backend: with $(NVCC),CUDA backend: left out$(if $(filter yes,$(CUDA)),$(COMMA) no nvcc under CUDA_HOME or on PATH))'
 
 .PRECIOUS: $(BUILD)/%.o
-.PHONY: all say-cuda link-flags demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests
+.PHONY: all say-cuda link-flags demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests always
 include tests/simt/simt.mk
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -23,6 +23,9 @@ typedef struct tn_batch {
     const int *labels;    /* [rows], the class counted for top-1 and top-5; with mixup the heavier of the two.
                            * NULL: nothing is counted */
     const float *weights; /* [rows], of each row in the loss that is differentiated; NULL means 1 / rows */
+    /* A share of a batch that several processes work on: its place, in rows, and the rows of the whole, which
+     * then stand in "1 / rows". 0 and 0: these rows are the whole batch. A share may have no rows. */
+    int first_row, whole_rows;
 } tn_batch;
 
 typedef enum tn_split { TN_SPLIT_TRAIN, TN_SPLIT_VAL } tn_split;
@@ -80,10 +83,13 @@ typedef struct tn_loader_config {
     tn_split split;
     int batch; /* rows of a full batch; the last batch of an epoch may be smaller and is kept */
     uint64_t seed;
-    bool shuffle, augment;   /* for training; leave false for validation */
-    double mixup;            /* alpha of Beta(alpha, alpha), one draw a batch; 0 = off */
-    double label_smoothing;  /* e: targets become (1 - e) * target + e / classes, after mixup */
-    int limit_batches;       /* at most so many batches an epoch; 0 = all */
+    bool shuffle, augment;  /* for training; leave false for validation */
+    double mixup;           /* alpha of Beta(alpha, alpha), one draw a batch; 0 = off */
+    double label_smoothing; /* e: targets become (1 - e) * target + e / classes, after mixup */
+    int limit_batches;      /* at most so many batches an epoch; 0 = all */
+    /* Of each batch only the share of process `rank` of `ranks`, dealt in chunks of so many rows (as
+     * tn_engine_chunk_rows says); 0 ranks: all of it. What is random stays that of the whole batch. */
+    int chunk_rows, rank, ranks;
     const float *mean, *std; /* [channels] in place of the data set's, or NULL; copied */
     int threads;             /* that decode images; 0 = one a processor. Images in memory need none */
     bool skip_bad; /* images that cannot be read or decoded are left out of their batch, and counted,

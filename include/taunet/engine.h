@@ -3,7 +3,12 @@
  *
  * A batch is cut into chunks of a fixed number of images (it depends on the model and image size alone). Each
  * chunk runs on one thread, and the gradients of chunks are summed along one fixed binary tree, so results
- * have the same bits for any number of threads. One call at a time per engine. */
+ * have the same bits for any number of threads. One call at a time per engine.
+ *
+ * Several processes, each with an engine of the same `comm`, may share the work: each gives its share of a
+ * batch (data.h), at the same time, and all get the results of the whole batch. The gradients have the bits
+ * of a single process; with batch norm only under sync_bn, else statistics are those of a share and running
+ * statistics an average over shares. */
 #ifndef TAUNET_ENGINE_H
 #define TAUNET_ENGINE_H
 
@@ -31,6 +36,8 @@ typedef struct tn_engine_config {
     double average;         /* for training: keep a running average of weights and batch-norm statistics, this
                                share of it at each step, below 1 [0: none] */
     bool separate_buffers;  /* for debugging: no two activations share memory [false] */
+    struct tn_comm *comm;   /* the processes that work on each batch together (src/comm/comm.h) [alone] */
+    bool sync_bn;           /* batch statistics are those of the whole batch, not of each share [false] */
 } tn_engine_config;
 
 /* Plans the model and allocates all memory. The model must outlive the engine. Weights start at zero:
@@ -112,6 +119,12 @@ tn_norm_info tn_engine_norm(const tn_engine *engine, int index);
 tn_status tn_engine_get_norm(tn_engine *engine, int index, float *mean, float *var, int64_t *batches);
 tn_status tn_engine_set_norm(tn_engine *engine, int index, const float *mean, const float *var,
                              int64_t batches);
+
+/* With several processes: gives all of them the weights, momentum and running statistics of rank 0. */
+tn_status tn_engine_broadcast(tn_engine *engine);
+
+/* A hash (XXH64) of weights, momentum and running statistics. */
+tn_status tn_engine_hash(tn_engine *engine, uint64_t *out);
 
 /* Facts for summaries: bytes held, images per chunk, threads, the device in words, and the implementations
  * that the backend chose for a layer (forward, backward data, backward weights; "" where there is none). */

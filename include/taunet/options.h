@@ -74,6 +74,11 @@ typedef struct tn_options {
     int threads;  /* 0 = auto */
     tn_precision precision;
     bool deterministic;
+    /* several processes */
+    int gpus; /* processes to start on this machine, 0 = as started */
+    bool sync_bn;
+    double comm_timeout; /* seconds */
+    char *signal;        /* "USR1", ...: checkpoint and leave */
     /* files */
     char *out; /* a folder for train and theory, a file for init */
     bool resume, overwrite;

@@ -35,17 +35,29 @@ typedef struct tn_event {
     double val_loss, val_top1, val_top5, best_top1;
     bool evaluated; /* EPOCH: the val_ numbers are of this epoch */
     double seconds; /* EPOCH: training and evaluation */
+    int ranks;      /* processes of the run */
+    /* Seconds spent waiting for the other processes: in the last step (STEP), in the epoch's training (EPOCH)
+     */
+    double comm_wait;
 } tn_event;
 
 typedef struct tn_run_hooks {
     void (*event)(void *context, const tn_event *event); /* may be NULL; called on the calling thread */
     void *context;
-    const volatile sig_atomic_t *stop; /* not NULL and nonzero: save and leave after the current step */
+    /* Not NULL and nonzero: save and leave after the current step. Where another process of the run was asked
+     * to, its number is put here too. */
+    volatile sig_atomic_t *stop;
+    /* Another process of the run died, hangs or failed. Called at most once, on a thread of the library, and
+     * meant to end this process at once: the launcher is about to. `text` is a line to show, or NULL where
+     * another process shows it. When it is NULL, or returns, the run fails with TN_ERR_PEER. */
+    void (*lost)(void *context, const char *text);
 } tn_run_hooks;
 
-/* Trains (contracts.md: "taunet train"). Writes the run's folder; holds a lock on it meanwhile. Returns
- * TN_ERR_STOPPED after a stop with a checkpoint, TN_ERR_DIVERGED when a value was not finite; earlier
- * checkpoints stay. hooks may be NULL. */
+/* Trains (contracts.md: "taunet train"), alone or as one of the processes that mpirun or srun started
+ * together: each batch is then dealt to them, rank 0 alone writes the folder and reports events, and a
+ * failure or end that all share leaves its message on rank 0 alone. Writes the run's folder; holds a lock on
+ * it meanwhile. Returns TN_ERR_STOPPED after a stop with a checkpoint, TN_ERR_DIVERGED when a value was not
+ * finite; earlier checkpoints stay. hooks may be NULL. */
 tn_status tn_run_train(const tn_options *options, const tn_run_hooks *hooks);
 
 typedef struct tn_evaluation {

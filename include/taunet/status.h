@@ -18,11 +18,12 @@ typedef enum tn_status {
     TN_ERR_MEMORY,   /* memory ran out; the message says what was asked for */
     TN_ERR_DEVICE,   /* the device or its library refused */
     TN_ERR_DIVERGED, /* a value that is not finite appeared in training */
-    TN_ERR_STOPPED   /* stopped by a signal after saving */
+    TN_ERR_STOPPED,  /* stopped by a signal after saving */
+    TN_ERR_PEER      /* another process of a distributed run failed or is lost */
 } tn_status;
 
 /* Message of the last failure on the calling thread: one line that says what, where and what to do. Never
- * NULL; empty before the first failure. Valid until the next failure on this thread; do not free. */
+ * NULL; empty before the first failure, and in a distributed run where another process tells it. Valid until the next failure on this thread; do not free. */
 const char *tn_error(void);
 
 /* Version of the library, such as "0.1.0". */

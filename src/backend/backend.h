@@ -85,6 +85,9 @@ typedef struct tn_node_ops {
     tn_status (*reduce)(tn_plan *plan, const tn_args *args);
     /* ... merged in chunk order; writes the gradients of gamma and beta to flat.grads. */
     tn_status (*merge_reduce)(tn_plan *plan, int chunks, int total_rows, const tn_flat *flat);
+    /* The sums of chunks that `statistics` and `reduce` leave, [chunks][*doubles], for processes that
+     * exchange them before a merge. */
+    double *(*sums)(tn_plan *plan, size_t *doubles);
     /* Takes running means and variances for evaluation. */
     tn_status (*load_statistics)(tn_plan *plan, const tn_flat *flat);
 

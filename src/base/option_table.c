@@ -45,6 +45,7 @@ static const char *const augmentations[] = {"standard", "none", NULL};
 static const char *const bad_samples[] = {"stop", "skip", NULL};
 static const char *const losses[] = {"cross-entropy", "squared", NULL};
 static const char *const probes[] = {"norms", NULL};
+static const char *const signals[] = {"USR1", "USR2", "HUP", "INT", "TERM", NULL};
 static const char *const scales[] = {"full", "quick", "smoke", NULL};
 static const char *const precisions[] = {"fp32", "tf32", "bf16", NULL};
 
@@ -205,6 +206,16 @@ const tn_option tn_option_rows[] = {
      .help = "arithmetic; the CPU computes in fp32"},
     {"deterministic", DEVICE, "YES|NO", "yes", FIELD(deterministic), .commands = TRAIN, .resume = TN_RESUME_FREE,
      .help = "the same bits on each run, whatever the threads; the CPU knows no other mode"},
+
+    {"gpus", DEVICE, "N", "auto", FIELD(gpus), .commands = TRAIN, .min = 1, .max = 1024, .zero = "auto",
+     .resume = TN_RESUME_FREE, .command_line_only = true,
+     .help = "start N processes on this machine that train together; auto is as mpirun or srun started"},
+    {"sync-bn", DEVICE, "YES|NO", "no", FIELD(sync_bn), .commands = TRAIN,
+     .help = "several processes: batch norm over the whole batch, as in one process, not over each share"},
+    {"comm-timeout", DEVICE, "SECONDS", "300", FIELD(comm_timeout), .commands = TRAIN, .min = 1, .max = 1e6,
+     .resume = TN_RESUME_FREE, .help = "several processes: how long one may keep the others waiting"},
+    {"signal", DEVICE, "NAME", "USR1", FIELD(signal), .commands = TRAIN, .choices = signals, .resume = TN_RESUME_FREE,
+     .help = "signal that means: save and leave; so do INT, TERM and HUP"},
 
     {"out", FILES, "DIR", "", FIELD(out), .commands = TRAIN, .required = TRAIN, .resume = TN_RESUME_FREE,
      .help = "folder of the run"},

@@ -186,6 +186,9 @@ tn_status tn_options_check(const tn_options *options) {
                            row->help);
     if (options->resume && options->overwrite)
         return tn_fail(TN_ERR_USAGE, "--resume and --overwrite exclude each other; give one of them");
+    if (options->sync_bn && strncmp(options->variant, "bn", 2) != 0)
+        return tn_fail(TN_ERR_USAGE, "--sync-bn: the variant %s has no batch norm; leave it out",
+                       options->variant);
     if (options->mean.count && options->std.count && options->mean.count != options->std.count)
         return tn_fail(TN_ERR_USAGE, "--mean has %d numbers and --std has %d; give one a channel to both",
                        options->mean.count, options->std.count);

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cli/launch.h"
 #include "cli/progress.h"
 #include "taunet/options.h"
 #include "taunet/report.h"
@@ -31,7 +32,10 @@ static void print_error(const char *message) {
 
 static int report(tn_status status) {
     if (status == TN_OK) return EXIT_DONE;
-    print_error(tn_error());
+    if (tn_error()[0])
+        print_error(tn_error());
+    else
+        usleep(200000); /* another process of the run says it, before mpirun learns that this one ended */
     if (status == TN_ERR_STOPPED && stop_signal) return 128 + stop_signal;
     return status == TN_ERR_USAGE ? EXIT_USAGE : EXIT_FAILED;
 }
@@ -49,6 +53,23 @@ static tn_status print_text(char *text) {
     return TN_OK;
 }
 
+/* Whoever launched the processes is about to kill them: what is to be said is said now. */
+static void on_lost(void *context, const char *text) {
+    (void)context;
+    if (text) print_error(text);
+    _exit(EXIT_FAILED);
+}
+
+static int signal_number(const char *name) {
+    static const struct {
+        const char *name;
+        int number;
+    } names[] = {{"USR1", SIGUSR1}, {"USR2", SIGUSR2}, {"HUP", SIGHUP}, {"INT", SIGINT}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(names[i].name, name)) return names[i].number;
+    return SIGTERM;
+}
+
 /* The page in the folder of a run that is through. */
 static tn_status write_page(const char *folder) {
     tn_options *options;
@@ -64,13 +85,14 @@ static tn_status run_train(const tn_options *options) {
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
     signal(SIGHUP, on_signal);
+    signal(signal_number(options->signal), on_signal);
     signal(SIGPIPE, SIG_IGN); /* a viewer that goes away must not end a run */
     progress_state state;
     progress_begin(&state);
-    tn_run_hooks hooks = {.event = progress_show, .context = &state, .stop = &stop_signal};
+    tn_run_hooks hooks = {.event = progress_show, .context = &state, .stop = &stop_signal, .lost = on_lost};
     tn_status status = tn_run_train(options, &hooks);
     progress_end(&state);
-    return status == TN_OK ? write_page(options->out) : status;
+    return status == TN_OK && state.leads ? write_page(options->out) : status;
 }
 
 static tn_status run_eval(const tn_options *options) {
@@ -192,6 +214,15 @@ static tn_status dispatch(const char *command, tn_options *options) {
     return TN_OK; /* not reached: tn_options_create knows the same commands */
 }
 
+static int launch_all(const tn_options *options, int argc, char **argv) {
+    if (strncmp(options->signal, "USR", 3) == 0)
+        return launch_processes(options->gpus, signal_number(options->signal), argc, argv);
+    fprintf(stderr,
+            "taunet: --signal %s with --gpus: mpirun passes on USR1 and USR2 alone; take one of them\n",
+            options->signal);
+    return EXIT_USAGE;
+}
+
 int main(int argc, char **argv) {
     const char *command = argc > 1 ? argv[1] : "help";
     tn_options *options;
@@ -205,8 +236,10 @@ int main(int argc, char **argv) {
     tn_status status = tn_options_create(command, &options);
     if (status != TN_OK) return report(status);
     status = tn_options_parse(options, argc - 2, argv + 2);
-    if (status == TN_OK) status = dispatch(command, options);
-    int code = report(status);
+    bool launch =
+        status == TN_OK && options->gpus > 1 && !options->help && !options->print_config && !launch_is_part();
+    if (status == TN_OK && !launch) status = dispatch(command, options);
+    int code = launch ? launch_all(options, argc, argv) : report(status);
     tn_options_free(options);
     return flush_output(code);
 }

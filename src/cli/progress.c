@@ -6,6 +6,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cli/launch.h"
+
 #define BAR_WIDTH       24
 #define REDRAW_INTERVAL 0.1
 
@@ -16,7 +18,8 @@ static double seconds_now(void) {
 }
 
 void progress_begin(progress_state *state) {
-    *state = (progress_state){.terminal = isatty(STDOUT_FILENO)};
+    *state = (progress_state){/* mpirun shows a terminal to its processes, but is none. */
+                              .terminal = isatty(STDOUT_FILENO) && !launch_is_part()};
 }
 
 static void close_line(progress_state *state) {
@@ -54,7 +57,9 @@ static void show_step(progress_state *state, const tn_event *e) {
     format_duration(e->seconds_left, left, sizeof left);
     printf("step %ld/%ld  epoch %d  loss %.6f  lr %.4g", e->step, e->steps, e->epoch + 1, e->loss, e->lr);
     if (!isnan(e->tau)) printf("  tau %.4f", e->tau);
-    printf("  %.0f img/s  left %s  wait %.2f s\n", e->images_per_second, left, e->data_wait);
+    printf("  %.0f img/s  left %s  wait %.2f s", e->images_per_second, left, e->data_wait);
+    if (e->ranks > 1) printf("  comm %.1f ms", 1e3 * e->comm_wait);
+    putchar('\n');
 }
 
 static void show_epoch(const tn_event *e) {
@@ -62,11 +67,14 @@ static void show_epoch(const tn_event *e) {
     if (e->evaluated)
         printf("  val loss %.4f top-1 %.2f %% top-5 %.2f %%", e->val_loss, e->val_top1, e->val_top5);
     if (e->best_top1 >= 0) printf("  best %.2f %%", e->best_top1);
-    printf("  %.1f s  %.0f img/s  wait %.2f s\n", e->seconds, e->images_per_second, e->data_wait);
+    printf("  %.1f s  %.0f img/s  wait %.2f s", e->seconds, e->images_per_second, e->data_wait);
+    if (e->ranks > 1) printf("  comm %.2f s", e->comm_wait);
+    putchar('\n');
 }
 
 void progress_show(void *context, const tn_event *event) {
     progress_state *state = context;
+    state->leads = 1;
     if (event->kind != TN_EVENT_STEP) close_line(state);
     switch (event->kind) {
     case TN_EVENT_START:

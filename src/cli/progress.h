@@ -7,6 +7,7 @@
 typedef struct progress_state {
     int terminal;     /* standard output is one */
     int open;         /* a redrawn line is on the screen */
+    int leads;        /* events come here: not so in processes that leave them to another */
     double last_draw; /* seconds */
 } progress_state;
 

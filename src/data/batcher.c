@@ -5,6 +5,7 @@
 
 #include "base/memory.h"
 #include "base/simd.h"
+#include "base/sum_tree.h"
 
 static tn_status check_config(const tn_dataset_info *info, const tn_loader_config *config, int count,
                               bool stored) {
@@ -17,6 +18,13 @@ static tn_status check_config(const tn_dataset_info *info, const tn_loader_confi
         return tn_fail(TN_ERR_USAGE,
                        "batch %d is larger than the %s split of %s, which has %d images; use at most %d",
                        config->batch, split, info->name, count, count);
+    if (config->ranks > 0 && (config->chunk_rows < 1 || config->rank < 0 || config->rank >= config->ranks))
+        return tn_fail(TN_ERR_USAGE, "there is no share of rank %d of %d in chunks of %d", config->rank,
+                       config->ranks, config->chunk_rows);
+    if (config->ranks > 0 && config->skip_bad)
+        return tn_fail(TN_ERR_USAGE,
+                       "--on-bad-sample skip works in a single process: several could not agree on "
+                       "the rows of a batch; use stop");
     if (config->limit_batches < 0)
         return tn_fail(TN_ERR_USAGE, "limit-batches %d: must be at least 1, or 0 for all",
                        config->limit_batches);
@@ -70,8 +78,12 @@ tn_status tn_batcher_open(const tn_dataset *dataset, const tn_loader_config *con
     if (config->mixup > 0.0) {
         size_t pixels = (size_t)config->batch * tn_dataset_image_size(info);
         TN_TRY(tn_alloc(&out->unmixed, pixels, sizeof *out->unmixed, "images before mixup"));
-        TN_TRY(tn_alloc(&out->partner, (size_t)config->batch, sizeof *out->partner, "partners of mixup"));
+        int **arrays[] = {&out->partner, &out->slot, &out->wanted, &out->labels};
+        for (int i = 0; i < 4; i++)
+            TN_TRY(tn_alloc(arrays[i], (size_t)config->batch, sizeof(int), "partners of mixup"));
     }
+    if (config->ranks > 0)
+        TN_TRY(tn_alloc(&out->first_chunk, (size_t)config->ranks + 1, sizeof(int), "share of a batch"));
     return samples->pixels ? TN_OK
                            : tn_row_decoder_create(dataset, &out->config, &out->format, &out->decoder);
 }
@@ -82,12 +94,24 @@ void tn_batcher_close(tn_batcher *batcher) {
     tn_free(batcher->shards);
     tn_free(batcher->unmixed);
     tn_free(batcher->partner);
+    tn_free(batcher->slot);
+    tn_free(batcher->wanted);
+    tn_free(batcher->labels);
+    tn_free(batcher->first_chunk);
     *batcher = (tn_batcher){.order = NULL};
+}
+
+int tn_batcher_share_rows(const tn_batcher *batcher) {
+    const tn_loader_config *c = &batcher->config;
+    if (c->ranks == 0) return c->batch;
+    int chunks = (c->batch + c->chunk_rows - 1) / c->chunk_rows;
+    long rows = (long)((chunks + c->ranks - 1) / c->ranks) * c->chunk_rows;
+    return rows < c->batch ? (int)rows : c->batch;
 }
 
 tn_status tn_batch_buffer_alloc(const tn_batcher *batcher, tn_batch_buffer *out) {
     const tn_dataset_info *info = &batcher->dataset->info;
-    size_t rows = (size_t)batcher->config.batch;
+    size_t rows = (size_t)tn_batcher_share_rows(batcher);
     TN_TRY(
         tn_alloc(&out->images, rows * tn_dataset_image_size(info), sizeof *out->images, "images of a batch"));
     TN_TRY(tn_alloc(&out->targets, rows * (size_t)info->classes, sizeof *out->targets, "targets of a batch"));
@@ -148,26 +172,52 @@ TN_SIMD static void mix(float *restrict out, const float *restrict x, const floa
     for (size_t i = 0; i < count; i++) out[i] = a * x[i] + b * y[i];
 }
 
-static void mix_rows(tn_batcher *batcher, int epoch, int number, int rows, tn_batch_buffer *buffer) {
+/* Rows of a batch: of the whole, and those of this process. */
+typedef struct share {
+    int rows, begin, end;
+} share;
+
+/* Loads what is mixed into the rows of the share, to places in `unmixed` that `slot` names. */
+static tn_status load_unmixed(tn_batcher *b, int epoch, const int *samples, tn_rng *rng,
+                              const atomic_bool *cancelled, share *rows) {
+    int count = 0, loaded;
+    for (int i = 0; i < rows->rows; i++) b->slot[i] = b->partner[i] = i;
+    if (b->config.ranks == 0) { /* rows that cannot be decoded are left out before partners are drawn */
+        TN_TRY(load_rows(b, epoch, samples, rows->rows, cancelled, b->unmixed, b->labels, &loaded));
+        rows->rows = rows->end = loaded;
+        tn_shuffle(rng, b->partner, loaded);
+        return TN_OK;
+    }
+    tn_shuffle(rng, b->partner, rows->rows);
+    for (int i = 0; i < rows->rows; i++) b->slot[i] = -1;
+    for (int i = rows->begin; i < rows->end; i++) b->slot[i] = b->slot[b->partner[i]] = 0;
+    for (int i = 0; i < rows->rows; i++) {
+        if (b->slot[i] < 0) continue;
+        b->wanted[count] = samples[i];
+        b->slot[i] = count++;
+    }
+    if (count == 0) return TN_OK;
+    return load_rows(b, epoch, b->wanted, count, cancelled, b->unmixed, b->labels, &loaded);
+}
+
+static tn_status mix_rows(tn_batcher *batcher, int epoch, int number, const int *samples,
+                          const atomic_bool *cancelled, tn_batch_buffer *buffer, share *rows) {
     size_t size = tn_dataset_image_size(&batcher->dataset->info), classes = (size_t)buffer->batch.classes;
     tn_rng rng = tn_rng_open(batcher->config.seed, TN_RNG_MIXUP, (uint32_t)epoch, (uint32_t)number);
     float own = (float)tn_rng_beta(&rng, batcher->config.mixup), other = 1.0f - own;
-    int *partner = batcher->partner;
-    for (int i = 0; i < rows; i++) partner[i] = i;
-    tn_shuffle(&rng, partner, rows);
-    for (int i = 0; i < rows; i++) {
-        const float *images = batcher->unmixed;
-        mix(buffer->images + (size_t)i * size, images + (size_t)i * size, images + (size_t)partner[i] * size,
+    TN_TRY(load_unmixed(batcher, epoch, samples, &rng, cancelled, rows));
+    for (int i = rows->begin; i < rows->end; i++) {
+        size_t first = (size_t)batcher->slot[i], second = (size_t)batcher->slot[batcher->partner[i]],
+               row = (size_t)(i - rows->begin);
+        int label = batcher->labels[first], other_label = batcher->labels[second];
+        mix(buffer->images + row * size, batcher->unmixed + first * size, batcher->unmixed + second * size,
             own, other, size);
-        float *target = buffer->targets + (size_t)i * classes;
-        target[buffer->labels[i]] = own;
-        target[buffer->labels[partner[i]]] += other;
+        float *target = buffer->targets + row * classes;
+        target[label] = own;
+        target[other_label] += other;
+        buffer->labels[row] = own < 0.5f ? other_label : label; /* the heavier counts */
     }
-    /* The heavier label counts; in place, so the own labels go through partner[] first. */
-    if (own < 0.5f) {
-        for (int i = 0; i < rows; i++) partner[i] = buffer->labels[partner[i]];
-        memcpy(buffer->labels, partner, (size_t)rows * sizeof *partner);
-    }
+    return TN_OK;
 }
 
 static void smooth(float *targets, size_t count, double amount, int classes) {
@@ -194,25 +244,41 @@ static tn_status order_epoch(tn_batcher *b, int epoch) {
     return TN_OK;
 }
 
+/* This process's part of a batch of `rows`. */
+static share find_share(tn_batcher *batcher, int rows) {
+    const tn_loader_config *c = &batcher->config;
+    if (c->ranks == 0) return (share){rows, 0, rows};
+    tn_sum_deal((rows + c->chunk_rows - 1) / c->chunk_rows, c->ranks, batcher->first_chunk);
+    long first = (long)batcher->first_chunk[c->rank] * c->chunk_rows,
+         last = (long)batcher->first_chunk[c->rank + 1] * c->chunk_rows;
+    return (share){rows, first < rows ? (int)first : rows, last < rows ? (int)last : rows};
+}
+
 tn_status tn_batcher_make(tn_batcher *batcher, int epoch, int number, const atomic_bool *cancelled,
                           tn_batch_buffer *buffer) {
     TN_ASSERT(epoch >= 0 && number >= 0 && number < batcher->batches);
     const tn_loader_config *config = &batcher->config;
-    int first = number * config->batch, left = batcher->count - first, rows;
+    int first = number * config->batch, left = batcher->count - first, loaded = 0;
     size_t classes = (size_t)buffer->batch.classes;
-    bool mixup = config->mixup > 0.0;
+    const int *samples = batcher->order + first;
+    share rows = find_share(batcher, left < config->batch ? left : config->batch);
     TN_TRY(order_epoch(batcher, epoch));
     if (batcher->decoder && left > config->batch) advise_next(batcher, first);
-    TN_TRY(load_rows(batcher, epoch, batcher->order + first, left < config->batch ? left : config->batch,
-                     cancelled, mixup ? batcher->unmixed : buffer->images, buffer->labels, &rows));
-    buffer->batch.rows = rows;
-    memset(buffer->targets, 0, (size_t)rows * classes * sizeof *buffer->targets);
-    if (mixup)
-        mix_rows(batcher, epoch, number, rows, buffer);
-    else
-        for (int i = 0; i < rows; i++)
+    memset(buffer->targets, 0, (size_t)(rows.end - rows.begin) * classes * sizeof *buffer->targets);
+    if (config->mixup > 0.0) {
+        TN_TRY(mix_rows(batcher, epoch, number, samples, cancelled, buffer, &rows));
+    } else if (rows.end > rows.begin) {
+        TN_TRY(load_rows(batcher, epoch, samples + rows.begin, rows.end - rows.begin, cancelled,
+                         buffer->images, buffer->labels, &loaded));
+        rows.end = rows.begin + loaded;
+        for (int i = 0; i < loaded; i++)
             buffer->targets[(size_t)i * classes + (size_t)buffer->labels[i]] = 1.0f;
+    }
+    buffer->batch.rows = rows.end - rows.begin;
+    buffer->batch.first_row = rows.begin;
+    buffer->batch.whole_rows = config->ranks > 0 ? rows.rows : 0;
     if (config->label_smoothing > 0.0)
-        smooth(buffer->targets, (size_t)rows * classes, config->label_smoothing, buffer->batch.classes);
+        smooth(buffer->targets, (size_t)buffer->batch.rows * classes, config->label_smoothing,
+               buffer->batch.classes);
     return TN_OK;
 }

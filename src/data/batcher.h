@@ -28,6 +28,10 @@ typedef struct tn_batcher {
     int *shards;        /* in the order of order_epoch; NULL when samples are shuffled as a whole */
     float *unmixed;     /* mixup: [batch][image] before mixing */
     int *partner;       /* mixup: [batch] */
+    int *slot;          /* mixup: [batch] where in unmixed a row is */
+    int *wanted;        /* mixup: [batch] samples in unmixed */
+    int *labels;        /* mixup: [batch] of those */
+    int *first_chunk;   /* [ranks + 1], when batches are shared */
     tn_row_decoder *decoder; /* of stored images; NULL for those in memory */
 } tn_batcher;
 
@@ -40,7 +44,10 @@ void tn_batcher_close(tn_batcher *batcher);
 tn_status tn_batch_buffer_alloc(const tn_batcher *batcher, tn_batch_buffer *out);
 void tn_batch_buffer_free(tn_batch_buffer *buffer);
 
-/* Makes batch `number`, in [0, batches), of `epoch` in `buffer`.
+/* Rows of the largest share of a batch that this process gets. */
+int tn_batcher_share_rows(const tn_batcher *batcher);
+
+/* Makes batch `number`, in [0, batches), of `epoch` in `buffer`, or this process's share of it.
  *
  * With mixup (Zhang et al., ICLR 2018) the stream (seed, TN_RNG_MIXUP, epoch, number) gives lambda by
  * tn_rng_beta, then by tn_shuffle a permutation of the rows, the partners. With l = lambda rounded to float,

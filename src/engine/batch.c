@@ -68,18 +68,15 @@ tn_status tn_engine_fail_weights(const tn_engine *e) {
 
 /* ---- a batch comes in ---- */
 
-int tn_engine_chunks_of(const tn_engine *e, const tn_batch *b) {
-    return (b->rows + e->config.micro_batch - 1) / e->config.micro_batch;
-}
-
 static size_t image_floats(const tn_batch *b) {
     return (size_t)b->channels * (size_t)b->height * (size_t)b->width;
 }
 
 static tn_status check_batch(const tn_engine *e, const tn_batch *b) {
     const tn_shape in = e->model->tensors[0].shape;
-    if (b->rows < 1 || b->rows > e->config.max_batch)
-        return tn_fail(TN_ERR_USAGE, "a batch of %d rows for an engine made for 1 to %d", b->rows,
+    int rows = tn_engine_share(e, b).rows;
+    if (b->rows < 0 || rows < 1 || rows > e->config.max_batch)
+        return tn_fail(TN_ERR_USAGE, "a batch of %d rows for an engine made for 1 to %d", rows,
                        e->config.max_batch);
     if (b->channels != in.channels || b->height != in.height || b->width != in.width ||
         b->classes != e->model->classes)
@@ -87,7 +84,7 @@ static tn_status check_batch(const tn_engine *e, const tn_batch *b) {
                        "a batch of %dx%dx%d images and %d classes for a model of %dx%dx%d and %d",
                        b->channels, b->height, b->width, b->classes, in.channels, in.height, in.width,
                        e->model->classes);
-    return TN_OK;
+    return tn_ranks_check_share(e, b);
 }
 
 /* The host's memory is used where it is; only the images of a short last chunk are copied, behind zeros. */
@@ -113,9 +110,10 @@ static tn_status upload_images(tn_engine *e, const tn_batch *b, int chunk) {
 static tn_status upload(tn_engine *e, const tn_batch *b) {
     tn_backend *backend = e->backend;
     const tn_backend_ops *ops = backend->ops;
-    size_t rows = (size_t)b->rows, classes = (size_t)b->classes,
-           padded = (size_t)tn_engine_chunks_of(e, b) * (size_t)e->config.micro_batch;
-    for (int i = 0; i < tn_engine_chunks_of(e, b); i++) TN_TRY(upload_images(e, b, i));
+    size_t rows = (size_t)b->rows, classes = (size_t)b->classes;
+    int chunks = tn_engine_share(e, b).count;
+    size_t padded = (size_t)chunks * (size_t)e->config.micro_batch;
+    for (int i = 0; i < chunks; i++) TN_TRY(upload_images(e, b, i));
     TN_TRY(ops->upload(backend, e->inputs.targets, b->targets, rows * classes * sizeof(float)));
     TN_TRY(ops->upload(backend, e->inputs.row_weights, e->row_weights, padded * sizeof(float)));
     if (b->labels) TN_TRY(ops->upload(backend, e->inputs.labels, b->labels, rows * sizeof(int)));
@@ -130,7 +128,8 @@ tn_status tn_engine_begin(tn_engine *e, const tn_batch *b) {
     TN_TRY(tn_engine_pack(e));
     if (e->bad_node >= 0) return tn_engine_fail_weights(e);
     memset(e->row_weights, 0, (size_t)e->chunks * (size_t)e->config.micro_batch * sizeof(float));
-    for (int i = 0; i < b->rows; i++) e->row_weights[i] = b->weights ? b->weights[i] : (float)(1.0 / b->rows);
+    float weight = (float)(1.0 / tn_engine_share(e, b).rows);
+    for (int i = 0; i < b->rows; i++) e->row_weights[i] = b->weights ? b->weights[i] : weight;
     if (e->backend->ops->host_memory)
         stage(e, b);
     else
@@ -146,8 +145,11 @@ static tn_chunk chunk_of(const tn_batch_run *run, int index) {
     const tn_batch *b = run->batch;
     bool host = e->backend->ops->host_memory;
     int first = index * e->config.micro_batch, left = b->rows - first;
+    int place = b->first_row / e->config.micro_batch + index;
     size_t row = (size_t)first;
     tn_chunk chunk = {.index = index,
+                      .statistics = e->config.sync_bn ? place : index,
+                      .place = place,
                       .rows = left < e->config.micro_batch ? left : e->config.micro_batch,
                       .images = host ? b->images + row * image_floats(b)
                                      : e->inputs.images + (size_t)index * e->inputs.chunk_floats,
@@ -176,7 +178,7 @@ tn_status tn_engine_run_chunk(void *context, int index, int worker) {
     TN_TRY(tn_executor_run(e->executor, run->training, run->segment, &chunk, worker, flags, e->trace));
     if (chunk.grads) {
         double start = tn_now();
-        tn_gradient_tree_bring(e->tree, index, chunk.grads);
+        tn_gradient_tree_bring(e->tree, chunk.place, chunk.grads);
         tn_engine_trace_work(e, worker, "sum gradients", "reduction", start);
     }
     if (!run->logits) return TN_OK;
@@ -196,14 +198,17 @@ tn_status tn_engine_read_report(tn_engine *e) {
     return TN_OK;
 }
 
-void tn_engine_add_results(const tn_engine *e, const tn_batch *b, tn_result *result) {
-    *result = (tn_result){.rows = b->rows};
-    for (int i = 0; i < b->rows; i++) {
-        result->loss += (double)e->seen.row_loss[i];
-        if (!b->labels) continue;
-        result->top1 += e->seen.row_rank[i] < 1;
-        result->top5 += e->seen.row_rank[i] < 5;
+tn_status tn_engine_add_results(tn_engine *e, const tn_batch *b, tn_result *result) {
+    const tn_row *rows;
+    TN_TRY(tn_ranks_gather_rows(e, b, &rows));
+    *result = (tn_result){.rows = tn_engine_share(e, b).rows};
+    for (int i = 0; i < result->rows; i++) {
+        result->loss += (double)rows[i].loss;
+        if (rows[i].rank < 0) continue;
+        result->top1 += rows[i].rank < 1;
+        result->top5 += rows[i].rank < 5;
     }
+    return TN_OK;
 }
 
 /* ---- evaluation ---- */
@@ -220,8 +225,7 @@ tn_status tn_engine_eval(tn_engine *e, const tn_batch *batch, tn_result *result,
     if (!e->eval_loaded) TN_TRY(tn_pool_run(e->pool, e->model->node_count, load_statistics, e));
     e->eval_loaded = true;
     tn_batch_run run = {.engine = e, .batch = batch, .logits = logits};
-    TN_TRY(tn_pool_run(e->pool, tn_engine_chunks_of(e, batch), tn_engine_run_chunk, &run));
+    TN_TRY(tn_pool_run(e->pool, tn_engine_share(e, batch).count, tn_engine_run_chunk, &run));
     TN_TRY(tn_engine_read_report(e));
-    tn_engine_add_results(e, batch, result);
-    return TN_OK;
+    return tn_engine_add_results(e, batch, result);
 }

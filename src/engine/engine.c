@@ -106,8 +106,12 @@ static tn_status create_tree(tn_engine *e) {
     for (int i = 0; i < train->segment_count; i++)
         if (train->segments[i].grad_floats > floats) floats = train->segments[i].grad_floats;
     if (floats == 0) return TN_OK;
-    TN_TRY(tn_gradient_tree_create(e->backend, e->chunks, e->config.threads, floats, &e->tree));
+    TN_TRY(
+        tn_gradient_tree_create(e->backend, e->whole_chunks, e->chunks, e->config.threads, floats, &e->tree));
     e->memory[TN_MEMORY_SUMS] = tn_gradient_tree_bytes(e->tree);
+    if (!e->ranks) return TN_OK;
+    TN_TRY(tn_reduction_create(e->config.comm, e->whole_chunks, floats, "gradients", &e->reduction));
+    e->memory[TN_MEMORY_SUMS] += tn_reduction_bytes(e->reduction);
     return TN_OK;
 }
 
@@ -131,7 +135,27 @@ static void choose_chunks(tn_engine *e) {
     tn_engine_config *c = &e->config;
     if (c->micro_batch < 1)
         c->micro_batch = e->backend->ops->host_memory ? default_chunk_rows(e->model) : c->max_batch;
-    e->chunks = (c->max_batch + c->micro_batch - 1) / c->micro_batch;
+    e->whole_chunks = e->chunks = (c->max_batch + c->micro_batch - 1) / c->micro_batch;
+}
+
+/* Other processes, and what this one needs for them. */
+static tn_status join(tn_engine *e) {
+    tn_engine_config *c = &e->config;
+    size_t rows = (size_t)e->whole_chunks * (size_t)c->micro_batch;
+    TN_TRY(tn_alloc(&e->rows, rows, sizeof *e->rows, "results of a batch"));
+    if (!c->comm || tn_comm_size(c->comm) == 1) {
+        c->sync_bn = false;
+        return TN_OK;
+    }
+    if (!e->backend->ops->host_memory)
+        return tn_fail(TN_ERR_USAGE,
+                       "--device %s: several processes work together on the CPU only; use --device "
+                       "cpu or a single process",
+                       e->backend->ops->name);
+    e->ranks = tn_comm_size(c->comm);
+    e->chunks = (e->whole_chunks + e->ranks - 1) / e->ranks;
+    TN_TRY(tn_alloc(&e->first_chunk, (size_t)e->ranks + 1, sizeof(int), "ranks"));
+    return tn_alloc(&e->first_row, (size_t)e->ranks + 1, sizeof(int), "ranks");
 }
 
 static tn_status prepare(tn_engine *e) {
@@ -154,8 +178,10 @@ static tn_status create(tn_engine *e) {
             "on a device that keeps averages (%s %s)",
             c->average, e->backend->ops->name, e->backend->ops->average ? "does" : "does not");
     choose_chunks(e);
+    TN_TRY(join(e));
     tn_executor_config executor = {.chunk_rows = c->micro_batch,
                                    .chunks = e->chunks,
+                                   .statistics = c->sync_bn ? e->whole_chunks : e->chunks,
                                    .workers = c->threads,
                                    .training = c->training,
                                    .separate_buffers = c->separate_buffers};
@@ -188,6 +214,7 @@ tn_status tn_engine_create(const tn_model *model, const tn_engine_config *config
 void tn_engine_free(tn_engine *e) {
     if (!e) return;
     tn_pool_free(e->pool);
+    tn_reduction_free(e->reduction);
     tn_gradient_tree_free(e->tree);
     tn_executor_free(e->executor);
     if (e->backend) {
@@ -203,6 +230,9 @@ void tn_engine_free(tn_engine *e) {
     }
     tn_free(e->norm_batches);
     tn_free(e->row_weights);
+    tn_free(e->first_chunk);
+    tn_free(e->first_row);
+    tn_free(e->rows);
     tn_trace_free(e->trace);
     tn_free(e);
 }

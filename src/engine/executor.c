@@ -26,7 +26,7 @@ static tn_status plan_nodes(tn_executor *e, size_t *grad_floats, size_t *scratch
     const tn_model *model = e->model;
     for (int i = 0; i < model->node_count; i++) {
         const tn_node_ops *ops = e->backend->ops->nodes[model->nodes[i].kind];
-        TN_TRY(ops->plan(e->backend, model, i, e->config.chunk_rows, e->config.chunks, e->config.training,
+        TN_TRY(ops->plan(e->backend, model, i, e->config.chunk_rows, e->config.statistics, e->config.training,
                          &e->plans[i]));
         const tn_plan *plan = e->plans[i];
         grad_floats[i] = plan->grad_floats;
@@ -196,7 +196,7 @@ static tn_status run_step(const frame *f, const tn_step *step, int *nonfinite) {
     tn_plan *plan = e->plans[step->node];
     const tn_node_ops *ops = e->backend->ops->nodes[plan->node->kind];
     tn_args args = {.worker = f->worker,
-                    .chunk = chunk->index,
+                    .chunk = chunk->statistics,
                     .rows = chunk->rows,
                     .x = input_address(f, step->x),
                     .r = input_address(f, step->r),
@@ -237,7 +237,7 @@ static tn_status measure(const frame *f, const tn_step *step, const float *const
     if (place < 0 || count == 0) return TN_OK;
     tn_shape s = e->model->tensors[e->model->nodes[step->node].output].shape;
     size_t floats = (size_t)f->chunk->rows * (size_t)s.channels * (size_t)s.height * (size_t)s.width;
-    double *sums = probe->sums + 2 * ((size_t)f->chunk->index * (size_t)probe->count + (size_t)place);
+    double *sums = probe->sums + 2 * ((size_t)f->chunk->place * (size_t)probe->count + (size_t)place);
     return e->backend->ops->square_sum(e->backend, e->model, e->model->nodes[step->node].output, parts, count,
                                        which ? 0.0f : probe->carried[place], floats, &sums[which]);
 }

@@ -11,7 +11,8 @@
 typedef struct tn_executor tn_executor;
 
 typedef struct tn_executor_config {
-    int chunk_rows, chunks, workers; /* chunks: the most that one training batch has */
+    int chunk_rows, chunks, workers; /* chunks: the most that one training batch has here */
+    int statistics;                  /* chunks for which norms keep statistics; as many, or more */
     bool training;                   /* plan backward too */
     bool separate_buffers;           /* for debugging: no two activations share memory */
 } tn_executor_config;
@@ -27,12 +28,14 @@ typedef struct tn_probe {
     int count;            /* of measured nodes */
     const int *place;     /* [node_count]: 0 .. count-1, or -1 where nothing is measured */
     const float *carried; /* [count]: what the stored output has too much */
-    double *sums;         /* [chunks][count][2]: squares of the output, of its gradient */
+    double *sums;         /* [chunks of the batch][count][2]: squares of the output, of its gradient */
 } tn_probe;
 
 /* What a chunk reads and writes outside the executor. Arrays are those of the chunk's first row. */
 typedef struct tn_chunk {
-    int index, rows;
+    int index, rows;     /* index: among those of this process */
+    int statistics;      /* where norms keep this chunk's statistics */
+    int place;           /* among all chunks of the batch */
     const float *images; /* chunk_rows images in float32; rows beyond `rows` are zeros */
     const float *targets, *row_weights;
     const int *labels;

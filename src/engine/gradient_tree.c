@@ -15,7 +15,9 @@ struct tn_gradient_tree {
     float **buffers, **free_buffers;
     float **parked; /* [LEVELS] rows of left-behind sums, by parent position; row l starts at parked_row[l] */
     int parked_row[LEVELS];
-    float *sum;
+    tn_sum_part parts[TN_SUM_PARTS_MAX];
+    float *sums[TN_SUM_PARTS_MAX]; /* of the parts; NULL until finished */
+    int part_count;
 };
 
 #define WORKERS_MAX 256
@@ -46,7 +48,15 @@ int tn_gradient_tree_buffers(int chunks, int workers) {
     return bound < chunks ? bound : chunks;
 }
 
-tn_status tn_gradient_tree_create(tn_backend *backend, int chunks, int workers, size_t floats,
+/* Parts of a share are finished without being added to each other: each may keep a buffer. */
+static int shared_buffers(int share, int workers) {
+    int leaves = 1, levels = 0;
+    for (; leaves < share; leaves *= 2) levels++;
+    int bound = tn_gradient_tree_buffers(2 * leaves, workers) + 2 * levels;
+    return bound < share ? bound : share > 0 ? share : 1;
+}
+
+tn_status tn_gradient_tree_create(tn_backend *backend, int chunks, int share, int workers, size_t floats,
                                   tn_gradient_tree **out) {
     tn_gradient_tree *t;
     *out = NULL;
@@ -60,7 +70,8 @@ tn_status tn_gradient_tree_create(tn_backend *backend, int chunks, int workers, 
         t->parked_row[level] = rows;
         rows += (chunks >> (level + 1)) + 1;
     }
-    t->buffer_count = tn_gradient_tree_buffers(chunks, workers);
+    t->buffer_count =
+        share < chunks ? shared_buffers(share, workers) : tn_gradient_tree_buffers(chunks, workers);
     tn_status status = tn_alloc(&t->parked, (size_t)rows, sizeof(float *), "gradients");
     if (status == TN_OK)
         status = tn_alloc(&t->buffers, (size_t)t->buffer_count, sizeof(float *), "gradients");
@@ -87,11 +98,12 @@ void tn_gradient_tree_free(tn_gradient_tree *t) {
     tn_free(t);
 }
 
-void tn_gradient_tree_begin(tn_gradient_tree *t, int chunks, size_t floats) {
+void tn_gradient_tree_begin(tn_gradient_tree *t, int chunks, int first, int count, size_t floats) {
     TN_ASSERT(chunks <= t->max_chunks && floats <= t->floats);
     t->chunks = chunks;
     t->used_floats = floats;
-    t->sum = NULL;
+    t->part_count = tn_sum_parts(first, count, chunks, t->parts);
+    memset(t->sums, 0, sizeof t->sums);
     t->free_count = t->buffer_count;
     memcpy(t->free_buffers, t->buffers, (size_t)t->buffer_count * sizeof *t->buffers);
     size_t rows = (size_t)t->parked_row[LEVELS - 1] + 1;
@@ -117,10 +129,11 @@ static float *meet(tn_gradient_tree *t, int level, int parent, float *buffer) {
 }
 
 void tn_gradient_tree_bring(tn_gradient_tree *t, int chunk, float *buffer) {
-    int at = chunk;
-    for (int level = 0; level < LEVELS - 1 && 1 << level < t->chunks; level++, at >>= 1) {
+    int at = chunk, part = 0;
+    while (chunk >> t->parts[part].level != t->parts[part].position) part++;
+    for (int level = 0; level < t->parts[part].level; level++, at >>= 1) {
         /* A subtree without a single chunk adds nothing. */
-        if (((long)(at ^ 1) << level) >= t->chunks) continue;
+        if (tn_sum_is_alone((tn_sum_part){level, at}, t->chunks)) continue;
         float *other = meet(t, level, at >> 1, buffer);
         if (!other) return;
         t->backend->ops->add(t->backend, buffer, other, t->used_floats);
@@ -128,12 +141,20 @@ void tn_gradient_tree_bring(tn_gradient_tree *t, int chunk, float *buffer) {
         t->free_buffers[t->free_count++] = other;
         pthread_mutex_unlock(&t->mutex);
     }
-    t->sum = buffer;
+    t->sums[part] = buffer;
 }
 
-const float *tn_gradient_tree_sum(const tn_gradient_tree *t) {
-    TN_ASSERT(t->sum);
-    return t->sum;
+int tn_gradient_tree_parts(const tn_gradient_tree *t, const float *parts[TN_SUM_PARTS_MAX]) {
+    for (int i = 0; i < t->part_count; i++) {
+        TN_ASSERT(t->sums[i]);
+        parts[i] = t->sums[i];
+    }
+    return t->part_count;
+}
+
+float *tn_gradient_tree_sum(const tn_gradient_tree *t) {
+    TN_ASSERT(t->part_count == 0 || t->sums[0]);
+    return t->part_count ? t->sums[0] : t->buffers[0];
 }
 
 size_t tn_gradient_tree_bytes(const tn_gradient_tree *t) {

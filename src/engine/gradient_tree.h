@@ -2,23 +2,27 @@
  *
  * A worker that has finished a chunk brings its buffer to the tree and climbs: where the sibling subtree is
  * not finished it leaves the buffer and goes, where it is it adds the two and climbs on. Which worker adds
- * does not matter, as a + b has the bits of b + a. The sum is therefore the same for any number of workers,
- * and for ranks that own aligned subtrees. */
+ * does not matter, as a + b has the bits of b + a. The sum is therefore the same for any number of workers.
+ *
+ * Where several processes share a batch, each sums its chunks up to the largest subtrees that are all its
+ * own, its parts (base/sum_tree.h); the rest of the tree is added between processes (comm/comm.h). */
 #ifndef TN_ENGINE_GRADIENT_TREE_H
 #define TN_ENGINE_GRADIENT_TREE_H
 
 #include "backend/backend.h"
+#include "base/sum_tree.h"
 
 typedef struct tn_gradient_tree tn_gradient_tree;
 
-/* For at most `chunks` chunks of `floats` floats and `workers` workers. All buffers are allocated here: as
- * many as can be in use at once in the worst order of events. */
-tn_status tn_gradient_tree_create(tn_backend *backend, int chunks, int workers, size_t floats,
+/* For at most `chunks` chunks of `floats` floats, `share` of them in this process, and `workers` workers. All
+ * buffers are allocated here: as many as can be in use at once in the worst order of events. */
+tn_status tn_gradient_tree_create(tn_backend *backend, int chunks, int share, int workers, size_t floats,
                                   tn_gradient_tree **out);
 void tn_gradient_tree_free(tn_gradient_tree *tree);
 
-/* Starts a sum over chunks 0 .. chunks-1 of which the first `floats` floats count. */
-void tn_gradient_tree_begin(tn_gradient_tree *tree, int chunks, size_t floats);
+/* Starts a sum over chunks first .. first + count - 1 of `chunks`, of which the first `floats` floats count.
+ */
+void tn_gradient_tree_begin(tn_gradient_tree *tree, int chunks, int first, int count, size_t floats);
 
 /* A buffer for the calling worker's next chunk. Chunks must be taken in increasing order. */
 float *tn_gradient_tree_take(tn_gradient_tree *tree);
@@ -26,8 +30,12 @@ float *tn_gradient_tree_take(tn_gradient_tree *tree);
 /* Brings the buffer of `chunk`. */
 void tn_gradient_tree_bring(tn_gradient_tree *tree, int chunk, float *buffer);
 
-/* The finished sum, once every chunk was brought; valid until the next begin. */
-const float *tn_gradient_tree_sum(const tn_gradient_tree *tree);
+/* The finished parts, from left to right, once every chunk was brought; returns how many. Valid until the
+ * next begin. */
+int tn_gradient_tree_parts(const tn_gradient_tree *tree, const float *parts[TN_SUM_PARTS_MAX]);
+
+/* Where the sum is: the first part, or where there is none a buffer for what other processes sum up. */
+float *tn_gradient_tree_sum(const tn_gradient_tree *tree);
 
 size_t tn_gradient_tree_bytes(const tn_gradient_tree *tree);
 

@@ -16,7 +16,7 @@ static tn_status allocate(const tn_engine *e, int count, probe_run *run) {
     const tn_model *m = e->model;
     TN_TRY(tn_alloc(&run->place, (size_t)m->node_count, sizeof *run->place, "probe"));
     TN_TRY(tn_alloc(&run->carried, (size_t)count, sizeof *run->carried, "probe"));
-    TN_TRY(tn_alloc(&run->sums, 2 * (size_t)e->chunks * (size_t)count, sizeof *run->sums, "probe"));
+    TN_TRY(tn_alloc(&run->sums, 2 * (size_t)e->whole_chunks * (size_t)count, sizeof *run->sums, "probe"));
     TN_TRY(tn_alloc(&run->state, m->state_floats, sizeof *run->state, "probe"));
     return tn_alloc(&run->batches, (size_t)m->state_count, sizeof *run->batches, "probe");
 }
@@ -47,6 +47,7 @@ static tn_status measure(tn_engine *e, const tn_batch *batch, int count, probe_r
     e->probe = &probe;
     tn_status status = tn_engine_gradients(e, batch, result);
     e->probe = NULL;
+    if (status == TN_OK) status = tn_ranks_gather_probe(e, run->sums, 2 * (size_t)count);
     memcpy(e->norm_batches, run->batches, (size_t)m->state_count * sizeof *run->batches);
     TN_TRY(ops->upload(e->backend, e->flat.state, run->state, bytes));
     return status;
@@ -54,7 +55,8 @@ static tn_status measure(tn_engine *e, const tn_batch *batch, int count, probe_r
 
 static double norm(const tn_engine *e, const probe_run *run, int count, int layer, int which) {
     double sum = 0;
-    for (int chunk = 0; chunk < e->chunks; chunk++) sum += run->sums[2 * (chunk * count + layer) + which];
+    for (int chunk = 0; chunk < e->whole_chunks; chunk++)
+        sum += run->sums[2 * (chunk * count + layer) + which];
     return sqrt(sum);
 }
 

@@ -1,9 +1,10 @@
 /* The inside of an engine; shared by engine.c (life and access), batch.c (batches in, results out, chunks),
- * step.c (training), average.c and probe.c. */
+ * step.c (training), ranks.c (several processes), average.c and probe.c. */
 #ifndef TN_ENGINE_STATE_H
 #define TN_ENGINE_STATE_H
 
 #include "base/pool.h"
+#include "comm/comm.h"
 #include "engine/executor.h"
 #include "engine/gradient_tree.h"
 #include "taunet/engine.h"
@@ -43,6 +44,18 @@ typedef struct tn_recording {
     float momentum, decay;
 } tn_recording;
 
+/* Result of one row of a batch. */
+typedef struct tn_row {
+    float loss;
+    int rank; /* -1 where there are no labels */
+} tn_row;
+
+/* Which chunks of a batch are this process's. */
+typedef struct tn_share {
+    int first, count; /* chunks */
+    int chunks, rows; /* of the whole batch */
+} tn_share;
+
 struct tn_engine {
     const tn_model *model;
     tn_backend *backend;
@@ -52,9 +65,14 @@ struct tn_engine {
     bool average_begun, average_used;
     tn_gradient_tree *tree; /* NULL without training, and where the backend sums gradients itself */
     tn_flat flat;
-    int64_t *norm_batches;   /* [state_count] */
-    tn_engine_config config; /* resolved: threads and micro_batch are set */
-    int chunks;              /* most chunks in a batch */
+    int64_t *norm_batches;        /* [state_count] */
+    tn_engine_config config;      /* resolved: threads and micro_batch are set */
+    int chunks;                   /* most chunks of a batch in this process */
+    int whole_chunks;             /* most chunks of a batch */
+    int ranks;                    /* processes that share a batch; 0 when this one works alone */
+    int *first_chunk, *first_row; /* [ranks + 1]: of the batch at hand */
+    tn_reduction *reduction;      /* or NULL */
+    tn_row *rows;                 /* [whole_chunks * micro_batch] */
     char device[128];
     size_t memory[TN_MEMORY_USES]; /* bytes */
     bool packed;                   /* the packed parameters are those of flat.values */
@@ -79,6 +97,17 @@ typedef struct tn_batch_run {
     float *logits; /* of the host, or NULL */
 } tn_batch_run;
 
+tn_share tn_engine_share(const tn_engine *engine, const tn_batch *batch);
+
+/* ranks.c. Without other processes these do nothing (or, gather_rows, what there is to do alone). */
+tn_status tn_ranks_check_share(const tn_engine *engine, const tn_batch *batch);
+tn_status tn_ranks_sum_gradients(tn_engine *engine, const tn_batch *batch, size_t floats);
+tn_status tn_ranks_gather_sums(tn_engine *engine, int node);
+tn_status tn_ranks_sum_norms(tn_engine *engine, const tn_batch *batch);
+tn_status tn_ranks_share_flags(tn_engine *engine);
+tn_status tn_ranks_gather_rows(tn_engine *engine, const tn_batch *batch, const tn_row **out);
+tn_status tn_ranks_gather_probe(tn_engine *engine, double *sums, size_t doubles);
+
 /* Packs parameters if they changed, and sets bad_node. */
 tn_status tn_engine_pack(tn_engine *engine);
 /* Issues the packing alone. */
@@ -91,12 +120,11 @@ tn_status tn_engine_average(tn_engine *engine, size_t from, size_t count);
 
 /* Checks a batch and brings it to the backend. */
 tn_status tn_engine_begin(tn_engine *engine, const tn_batch *batch);
-int tn_engine_chunks_of(const tn_engine *engine, const tn_batch *batch);
 /* Runs chunk `index` through a segment; a tn_pool_body of a tn_batch_run. */
 tn_status tn_engine_run_chunk(void *context, int index, int worker);
 /* Brings the report to the host and adds up the results of the batch. */
 tn_status tn_engine_read_report(tn_engine *engine);
-void tn_engine_add_results(const tn_engine *engine, const tn_batch *batch, tn_result *result);
+tn_status tn_engine_add_results(tn_engine *engine, const tn_batch *batch, tn_result *result);
 
 /* Flags of one kind and worker, in backend memory; whether one of a node is set, as the host saw it last. */
 int *tn_engine_flags(const tn_engine *engine, tn_flag_kind kind, int worker);

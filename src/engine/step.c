@@ -21,19 +21,32 @@ static tn_status collect_step(void *context, int index, int worker) {
     return TN_OK;
 }
 
+/* Of the share's statistics or, where they are exchanged, of those of the whole batch. */
+static tn_status merge(const tn_batch_run *run, const tn_segment *segment, const tn_share *share) {
+    tn_engine *e = run->engine;
+    bool whole = e->ranks && e->config.sync_bn;
+    int chunks = whole ? share->chunks : share->count, rows = whole ? share->rows : run->batch->rows;
+    double start = tn_now();
+    if (whole) TN_TRY(tn_ranks_gather_sums(e, segment->merge_node));
+    if (rows > 0)
+        TN_TRY(tn_executor_merge(e->executor, run->segment, chunks, rows, &e->flat,
+                                 tn_engine_flags(e, TN_FLAG_STATISTICS, 0)));
+    tn_engine_trace_work(e, e->config.threads, e->model->nodes[segment->merge_node].name, "merge", start);
+    return TN_OK;
+}
+
 static tn_status run_segment(tn_batch_run *run) {
     tn_engine *e = run->engine;
     const tn_segment *segment = &tn_executor_program(e->executor, true)->segments[run->segment];
-    int chunks = tn_engine_chunks_of(e, run->batch);
-    if (segment->grad_floats) tn_gradient_tree_begin(e->tree, chunks, segment->grad_floats);
-    TN_TRY(tn_pool_run(e->pool, chunks, tn_engine_run_chunk, run));
-    if (segment->grad_floats) TN_TRY(tn_pool_run(e->pool, segment->count, collect_step, run));
-    double start = tn_now();
-    TN_TRY(tn_executor_merge(e->executor, run->segment, chunks, run->batch->rows, &e->flat,
-                             tn_engine_flags(e, TN_FLAG_STATISTICS, 0)));
-    if (segment->merge != TN_MERGE_NONE)
-        tn_engine_trace_work(e, e->config.threads, e->model->nodes[segment->merge_node].name, "merge", start);
-    return TN_OK;
+    tn_share share = tn_engine_share(e, run->batch);
+    if (segment->grad_floats)
+        tn_gradient_tree_begin(e->tree, share.chunks, share.first, share.count, segment->grad_floats);
+    TN_TRY(tn_pool_run(e->pool, share.count, tn_engine_run_chunk, run));
+    if (segment->grad_floats) {
+        TN_TRY(tn_ranks_sum_gradients(e, run->batch, segment->grad_floats));
+        TN_TRY(tn_pool_run(e->pool, segment->count, collect_step, run));
+    }
+    return segment->merge == TN_MERGE_NONE ? TN_OK : merge(run, segment, &share);
 }
 
 static tn_status finish_node(void *context, int node, int worker) {
@@ -50,11 +63,13 @@ static tn_status issue_gradients(tn_engine *e, const tn_batch *batch) {
     int *flags = tn_engine_flags(e, TN_FLAG_GRADIENT, 0);
     tn_batch_run run = {.engine = e, .batch = batch, .training = true};
     for (; run.segment < program->segment_count; run.segment++) TN_TRY(run_segment(&run));
+    TN_TRY(tn_ranks_sum_norms(e, batch));
     if (ops->finish_all)
         TN_TRY(ops->finish_all(e->backend));
     else
         TN_TRY(tn_pool_run(e->pool, e->model->node_count, finish_node, e));
     TN_TRY(ops->scalar_gradients(e->backend, e->model, &e->flat, flags + e->model->node_count));
+    TN_TRY(tn_ranks_share_flags(e));
     return ops->any(e->backend, e->report.flags,
                     (int)(tn_engine_flags(e, TN_FLAG_PARAMETER, 0) - e->report.flags), e->report.stop);
 }
@@ -146,7 +161,7 @@ static bool same_recording(const tn_recording *a, const tn_recording *b) {
  */
 static int slot_of(tn_engine *e, const tn_batch *b, const tn_sgd *sgd, bool *fresh) {
     tn_recording wanted = {.rows = has_norms(e->model) ? b->rows : 0,
-                           .chunks = tn_engine_chunks_of(e, b),
+                           .chunks = tn_engine_share(e, b).count,
                            .labels = b->labels != NULL,
                            .update = sgd != NULL,
                            .momentum = sgd ? (float)sgd->momentum : 0,
@@ -187,7 +202,7 @@ static tn_status step(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd, tn
     TN_TRY(tn_engine_read_report(e));
     TN_TRY(check_gradients(e));
     for (int i = 0; i < e->model->state_count; i++) e->norm_batches[i]++;
-    tn_engine_add_results(e, batch, result);
+    TN_TRY(tn_engine_add_results(e, batch, result));
     return sgd && e->bad_node >= 0 ? tn_engine_fail_weights(e) : TN_OK;
 }
 

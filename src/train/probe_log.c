@@ -47,6 +47,9 @@ static tn_status take_batch(tn_probe_log *log, const tn_probe_source *source) {
                                .batch = o->batch,
                                .seed = o->seed,
                                .shuffle = true,
+                               .chunk_rows = tn_engine_chunk_rows(log->engine),
+                               .rank = source->rank,
+                               .ranks = source->ranks,
                                .mean = source->mean,
                                .std = source->std,
                                .threads = o->threads,
@@ -96,6 +99,7 @@ static tn_status open_log(tn_probe_log *log, const tn_run_folder *folder, const 
     int64_t bytes;
     TN_TRY(take_batch(log, source));
     TN_TRY(find_blocks(log));
+    if (!folder) return TN_OK;
     TN_TRY(kept_bytes(tn_run_folder_file(folder, "probes.csv", path), source->position, &bytes));
     TN_TRY(tn_line_log_open(path, bytes, &log->lines));
     return bytes == 0 ? tn_line_log_append(log->lines, HEADER) : TN_OK;
@@ -135,6 +139,7 @@ tn_status tn_probe_log_measure(tn_probe_log *log, int epoch, long step, tn_tfeve
     tn_status status =
         tn_engine_probe(log->engine, &log->batch, log->count, log->layers, &result, log->norms);
     if (status != TN_OK && status != TN_ERR_DIVERGED) return status;
+    if (!log->lines) return TN_OK;
     for (int i = 0; i < log->count; i++) {
         char row[256];
         if (status == TN_ERR_DIVERGED) log->norms[i] = (tn_norms){(double)NAN, (double)NAN};
@@ -149,7 +154,7 @@ tn_status tn_probe_log_measure(tn_probe_log *log, int epoch, long step, tn_tfeve
 }
 
 tn_status tn_probe_log_sync(tn_probe_log *log) {
-    return log ? tn_line_log_sync(log->lines) : TN_OK;
+    return log && log->lines ? tn_line_log_sync(log->lines) : TN_OK;
 }
 
 tn_status tn_probe_log_close(tn_probe_log *log) {

@@ -16,10 +16,11 @@ typedef struct tn_probe_source {
     const tn_dataset *dataset;
     const float *mean, *std; /* as for training */
     const tn_position *position;
+    int rank, ranks; /* of processes that share batches; 0 ranks: alone */
 } tn_probe_source;
 
-/* Takes the batch and opens probes.csv in the run's folder, cut back to what belongs to the position. Close
- * with tn_probe_log_close. */
+/* Takes the batch and opens probes.csv in the run's folder, cut back to what belongs to the position;
+ * `folder` is NULL in a process that does not write. Close with tn_probe_log_close. */
 tn_status tn_probe_log_open(const tn_run_folder *folder, const tn_probe_source *source, tn_engine *engine,
                             tn_probe_log **out);
 

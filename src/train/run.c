@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "backend/backend.h"
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/schedule.h"
@@ -12,16 +11,23 @@
 #include "taunet/run.h"
 #include "train/bad_samples.h"
 #include "train/probe_log.h"
-#include "train/run_folder.h"
+#include "train/run_log.h"
 #include "train/setup.h"
+#include "train/team.h"
 
 /* Steps of the process that a --profile shows: the first few are not typical. */
 #define PROFILE_FIRST 3
 #define PROFILE_STEPS 3
+/* Steps between comparisons of the processes' weights. */
+#define CHECK_STEPS 100
 
 typedef struct run {
     tn_options *options;
     const tn_run_hooks *hooks;
+    tn_comm *comm;
+    bool leads;  /* rank 0, which writes and reports */
+    bool ending; /* all processes have left the steps, for the same reason */
+    int stop;    /* the signal that all processes stop at */
     tn_dataset *dataset;
     tn_dataset_info data;
     float mean[TN_CHANNELS_MAX], std[TN_CHANNELS_MAX];
@@ -37,7 +43,7 @@ typedef struct run {
     long steps;   /* in all */
     int tau;      /* parameter, or -1 */
     bool resumed; /* from a checkpoint */
-    double started, epoch_started, train_seconds;
+    double started, epoch_started, train_seconds, epoch_comm_wait;
     long first_step, epoch_images; /* of this process; of this epoch in this process */
     long profile_first;            /* step of this process at which the timeline starts, -1 before */
     bool profiled;
@@ -46,11 +52,17 @@ typedef struct run {
 static void send(run *r, tn_event_kind kind, const char *text) {
     r->event.kind = kind;
     r->event.text = text;
-    if (r->hooks && r->hooks->event) r->hooks->event(r->hooks->context, &r->event);
+    if (r->leads && r->hooks && r->hooks->event) r->hooks->event(r->hooks->context, &r->event);
 }
 
-static int stop_signal(const run *r) {
-    return r->hooks && r->hooks->stop ? (int)*r->hooks->stop : 0;
+/* The signal that came to any of the processes. */
+static tn_status ask_stop(void *context, int *out) {
+    run *r = context;
+    int mine = r->hooks && r->hooks->stop ? (int)*r->hooks->stop : 0;
+    TN_TRY(tn_comm_any(r->comm, mine, &r->stop, "signals"));
+    if (r->stop && r->hooks && r->hooks->stop) *r->hooks->stop = r->stop;
+    *out = r->stop;
+    return TN_OK;
 }
 
 /* ---- setting up ---- */
@@ -78,11 +90,17 @@ static tn_status resolve_options(run *r, const tn_options *given) {
     return status;
 }
 
-static tn_status open_data(run *r) {
+static tn_status open_dataset(run *r) {
     const tn_options *o = r->options;
     TN_TRY(tn_dataset_open_sized(o->data, o->image_size, o->resize, &r->dataset));
     r->data = tn_dataset_describe(r->dataset);
-    TN_TRY(tn_setup_normalisation(o, &r->data, r->mean, r->std));
+    return tn_setup_normalisation(r->options, &r->data, r->mean, r->std);
+}
+
+/* Behind the engine, which knows the chunks that batches are dealt in. */
+static tn_status open_loaders(run *r) {
+    const tn_options *o = r->options;
+    int ranks = tn_comm_size(r->comm) > 1 ? tn_comm_size(r->comm) : 0;
     tn_loader_config train = {.split = TN_SPLIT_TRAIN,
                               .batch = o->batch,
                               .seed = o->seed,
@@ -91,17 +109,23 @@ static tn_status open_data(run *r) {
                               .mixup = o->mixup,
                               .label_smoothing = o->label_smoothing,
                               .limit_batches = o->limit_batches,
+                              .chunk_rows = tn_engine_chunk_rows(r->engine),
+                              .rank = tn_comm_rank(r->comm),
+                              .ranks = ranks,
                               .mean = r->mean,
                               .std = r->std,
-                              .threads = o->threads,
+                              .threads = tn_team_threads(r->comm, o->threads),
                               .skip_bad = o->on_bad_sample == TN_BAD_SAMPLE_SKIP};
     TN_TRY(tn_setup_loader(r->dataset, &train, &r->train));
     tn_loader_config val = {.split = TN_SPLIT_VAL,
                             .batch = o->batch < r->data.val_count ? o->batch : r->data.val_count,
                             .limit_batches = o->limit_batches,
+                            .chunk_rows = train.chunk_rows,
+                            .rank = train.rank,
+                            .ranks = ranks,
                             .mean = r->mean,
                             .std = r->std,
-                            .threads = o->threads,
+                            .threads = train.threads,
                             .skip_bad = o->on_bad_sample == TN_BAD_SAMPLE_SKIP};
     TN_TRY(tn_setup_loader(r->dataset, &val, &r->val));
     r->batches = tn_loader_batches(r->train);
@@ -116,9 +140,11 @@ static tn_status open_engine(run *r) {
     TN_TRY(tn_setup_model(o, input, r->data.classes, &r->model));
     tn_engine_config config = {.device = o->device,
                                .precision = o->precision,
-                               .threads = o->threads,
+                               .threads = tn_team_threads(r->comm, o->threads),
                                .micro_batch = o->micro_batch,
                                .max_batch = o->batch,
+                               .comm = r->comm,
+                               .sync_bn = o->sync_bn,
                                .training = true,
                                .average = o->ema};
     TN_TRY(tn_setup_engine(r->model, &config, &r->engine));
@@ -135,18 +161,8 @@ static tn_status load_weights(run *r, const char *path, bool resume) {
     return status;
 }
 
-/* A build that could have used a better device says once that there is none. */
-static void say_device(run *r) {
-    const tn_backend_ops *first = tn_backend_at(0);
-    char note[256];
-    if (strcmp(r->options->device, "auto") || first->device_count() > 0) return;
-    snprintf(note, sizeof note, "--device auto: %s", first->absence());
-    char *advice = strstr(note, "; use --device cpu");
-    if (advice) strcpy(advice, "; training on the CPU");
-    send(r, TN_EVENT_NOTE, note);
-}
-
-static tn_status open_state(run *r) {
+/* Rank 0's part of the state: what the folder holds, or fresh weights. */
+static tn_status load_state(run *r) {
     char path[TN_RUN_PATH], note[128];
     r->position = (tn_position){.best_top1 = -1, .best_epoch = -1, .train_images = r->data.train_count};
     if (r->folder.has_checkpoint) {
@@ -161,14 +177,39 @@ static tn_status open_state(run *r) {
     } else if (r->options->init[0]) {
         TN_TRY(load_weights(r, r->options->init, false));
     }
-    r->event = (tn_event){.steps = r->steps, .batches = r->batches, .best_top1 = r->position.best_top1};
-    TN_TRY(
-        tn_loader_seek(r->train, (int)(r->position.step / r->batches), (int)(r->position.step % r->batches)));
+    return TN_OK;
+}
+
+/* Files are opened when all processes are ready. */
+static tn_status open_folder(run *r) {
+    if (!r->leads) return TN_OK;
     if (!r->folder.has_checkpoint) TN_TRY(tn_run_folder_clear(&r->folder));
     TN_TRY(tn_run_folder_write_config(&r->folder, r->options));
-    TN_TRY(tn_run_folder_open_logs(&r->folder, &r->position));
-    tn_probe_source source = {r->options, r->dataset, r->mean, r->std, &r->position};
-    return r->options->probe[0] ? tn_probe_log_open(&r->folder, &source, r->engine, &r->probe) : TN_OK;
+    return tn_run_folder_open_logs(&r->folder, &r->position);
+}
+
+static tn_status open_probe(run *r) {
+    tn_probe_source source = {.options = r->options,
+                              .dataset = r->dataset,
+                              .mean = r->mean,
+                              .std = r->std,
+                              .position = &r->position,
+                              .rank = tn_comm_rank(r->comm),
+                              .ranks = tn_comm_size(r->comm) > 1 ? tn_comm_size(r->comm) : 0};
+    if (!r->options->probe[0]) return TN_OK;
+    return tn_probe_log_open(r->leads ? &r->folder : NULL, &source, r->engine, &r->probe);
+}
+
+static tn_status open_state(run *r) {
+    TN_TRY(tn_comm_agree(r->comm, r->leads ? load_state(r) : TN_OK, "start"));
+    TN_TRY(tn_comm_broadcast(r->comm, &r->position, sizeof r->position, "start"));
+    TN_TRY(tn_engine_broadcast(r->engine));
+    r->event = (tn_event){.steps = r->steps, .batches = r->batches, .best_top1 = r->position.best_top1};
+    r->event.ranks = tn_comm_size(r->comm);
+    TN_TRY(
+        tn_loader_seek(r->train, (int)(r->position.step / r->batches), (int)(r->position.step % r->batches)));
+    TN_TRY(tn_comm_agree(r->comm, open_folder(r), "start"));
+    return tn_comm_agree(r->comm, open_probe(r), "start");
 }
 
 /* ---- log lines ---- */
@@ -180,110 +221,52 @@ static double tau_of(run *r) {
     return (double)value;
 }
 
-static void put(json_t *line, const char *key, json_t *value) {
-    /* A failure surfaces as a line that cannot be written. */
-    if (value) json_object_set_new(line, key, value);
-}
-
 static tn_status log_start(run *r) {
     const tn_options *o = r->options;
+    if (!r->leads) return TN_OK;
     json_t *line = json_object();
-    put(line, "event", json_string("start"));
-    put(line, "version", json_string(tn_version()));
-    put(line, "model", json_string(o->model));
-    put(line, "variant", json_string(o->variant));
-    put(line, "tau_expression", json_string(o->tau));
-    put(line, "data", json_string(o->data));
-    put(line, "dataset", json_string(r->data.name));
-    put(line, "train_images", json_integer(r->data.train_count));
-    put(line, "val_images", json_integer(r->data.val_count));
-    put(line, "classes", json_integer(r->data.classes));
-    put(line, "batch", json_integer(o->batch));
-    put(line, "steps", json_integer(r->steps));
-    put(line, "steps_per_epoch", json_integer(r->batches));
-    put(line, "lr", tn_json_real(o->lr));
-    put(line, "momentum", tn_json_real(o->momentum));
-    put(line, "weight_decay", tn_json_real(o->weight_decay));
-    put(line, "scalar_lr", tn_json_real(o->scalar_lr));
-    put(line, "schedule", json_string(o->schedule));
-    put(line, "seed", json_integer((json_int_t)o->seed));
-    put(line, "device", json_string(tn_engine_device(r->engine)));
-    put(line, "threads", json_integer(tn_engine_threads(r->engine)));
-    put(line, "chunk", json_integer(tn_engine_chunk_rows(r->engine)));
-    put(line, "layers", json_integer(tn_model_layer_count(r->model)));
-    put(line, "blocks", json_integer(r->model->blocks));
-    put(line, "parameters", json_integer((json_int_t)tn_model_parameter_count(r->model)));
-    put(line, "multiply_adds", tn_json_real(tn_model_multiply_adds(r->model)));
-    put(line, "peak_bytes", json_integer((json_int_t)tn_engine_bytes(r->engine)));
+    tn_run_log_put(line, "event", json_string("start"));
+    tn_run_log_put(line, "version", json_string(tn_version()));
+    tn_run_log_put(line, "model", json_string(o->model));
+    tn_run_log_put(line, "variant", json_string(o->variant));
+    tn_run_log_put(line, "tau_expression", json_string(o->tau));
+    tn_run_log_put(line, "data", json_string(o->data));
+    tn_run_log_put(line, "dataset", json_string(r->data.name));
+    tn_run_log_put(line, "train_images", json_integer(r->data.train_count));
+    tn_run_log_put(line, "val_images", json_integer(r->data.val_count));
+    tn_run_log_put(line, "classes", json_integer(r->data.classes));
+    tn_run_log_put(line, "batch", json_integer(o->batch));
+    tn_run_log_put(line, "steps", json_integer(r->steps));
+    tn_run_log_put(line, "steps_per_epoch", json_integer(r->batches));
+    tn_run_log_put(line, "lr", tn_json_real(o->lr));
+    tn_run_log_put(line, "momentum", tn_json_real(o->momentum));
+    tn_run_log_put(line, "weight_decay", tn_json_real(o->weight_decay));
+    tn_run_log_put(line, "scalar_lr", tn_json_real(o->scalar_lr));
+    tn_run_log_put(line, "schedule", json_string(o->schedule));
+    tn_run_log_put(line, "seed", json_integer((json_int_t)o->seed));
+    tn_run_log_put(line, "device", json_string(tn_engine_device(r->engine)));
+    tn_run_log_put(line, "threads", json_integer(tn_engine_threads(r->engine)));
+    tn_run_log_put(line, "ranks", json_integer(tn_comm_size(r->comm)));
+    tn_run_log_put(line, "chunk", json_integer(tn_engine_chunk_rows(r->engine)));
+    tn_run_log_put(line, "layers", json_integer(tn_model_layer_count(r->model)));
+    tn_run_log_put(line, "blocks", json_integer(r->model->blocks));
+    tn_run_log_put(line, "parameters", json_integer((json_int_t)tn_model_parameter_count(r->model)));
+    tn_run_log_put(line, "multiply_adds", tn_json_real(tn_model_multiply_adds(r->model)));
+    tn_run_log_put(line, "peak_bytes", json_integer((json_int_t)tn_engine_bytes(r->engine)));
     return tn_run_folder_log(&r->folder, line);
-}
-
-static tn_status step_events(run *r) {
-    const tn_event *e = &r->event;
-    TN_TRY(tn_tfevents_scalar(r->folder.events, "step/loss", e->step, e->loss, -1));
-    TN_TRY(tn_tfevents_scalar(r->folder.events, "step/lr", e->step, e->lr, -1));
-    if (!isnan(e->tau)) TN_TRY(tn_tfevents_scalar(r->folder.events, "step/tau", e->step, e->tau, -1));
-    return TN_OK;
-}
-
-static tn_status log_step(run *r) {
-    const tn_event *e = &r->event;
-    json_t *line = json_object();
-    put(line, "event", json_string("step"));
-    put(line, "step", json_integer(e->step));
-    put(line, "epoch", json_integer(e->epoch));
-    put(line, "loss", tn_json_real(e->loss));
-    put(line, "lr", tn_json_real(e->lr));
-    put(line, "tau", tn_json_real(e->tau));
-    put(line, "images_per_second", tn_json_real(e->images_per_second));
-    TN_TRY(tn_run_folder_log(&r->folder, line));
-    return step_events(r);
-}
-
-static tn_status log_epoch(run *r) {
-    const tn_event *e = &r->event;
-    const struct {
-        const char *key;
-        double value;
-        bool always;
-    } fields[] = {{"train_loss", e->train_loss, true},
-                  {"train_top1", e->train_top1, true},
-                  {"val_loss", e->val_loss, false},
-                  {"val_top1", e->val_top1, false},
-                  {"val_top5", e->val_top5, false},
-                  {"lr", e->lr, true},
-                  {"tau", e->tau, true},
-                  {"seconds", e->seconds, true},
-                  {"images_per_second", e->images_per_second, true},
-                  {"data_wait", e->data_wait, true}};
-    char row[512], tag[64];
-    int used = snprintf(row, sizeof row, "%d", e->epoch);
-    json_t *line = json_object();
-    put(line, "event", json_string("epoch"));
-    put(line, "epoch", json_integer(e->epoch));
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-        double value = fields[i].always || e->evaluated ? fields[i].value : NAN;
-        put(line, fields[i].key, tn_json_real(value));
-        used += isnan(value) ? snprintf(row + used, sizeof row - (size_t)used, ",")
-                             : snprintf(row + used, sizeof row - (size_t)used, ",%.9g", value);
-        snprintf(tag, sizeof tag, "epoch/%s", fields[i].key);
-        if (!isnan(value)) TN_TRY(tn_tfevents_scalar(r->folder.events, tag, e->step, value, -1));
-    }
-    TN_TRY(tn_run_folder_log(&r->folder, line));
-    TN_TRY(tn_tfevents_flush(r->folder.events));
-    return tn_line_log_append(r->folder.metrics, row);
 }
 
 static tn_status log_end(run *r, const char *status, const char *message) {
     char note[TN_BAD_SAMPLES_NOTE];
+    if (!r->leads) return TN_OK;
     json_t *line = json_object();
-    put(line, "event", json_string("end"));
-    put(line, "status", json_string(status));
-    put(line, "step", json_integer(r->position.step));
-    if (message) put(line, "message", json_string(message));
+    tn_run_log_put(line, "event", json_string("end"));
+    tn_run_log_put(line, "status", json_string(status));
+    tn_run_log_put(line, "step", json_integer(r->position.step));
+    if (message) tn_run_log_put(line, "message", json_string(message));
     if (r->position.best_epoch >= 0) {
-        put(line, "best_top1", tn_json_real(r->position.best_top1));
-        put(line, "best_epoch", json_integer(r->position.best_epoch));
+        tn_run_log_put(line, "best_top1", tn_json_real(r->position.best_top1));
+        tn_run_log_put(line, "best_epoch", json_integer(r->position.best_epoch));
     }
     if (r->options->on_bad_sample == TN_BAD_SAMPLE_SKIP) {
         tn_bad_samples_put(line, r->train, r->val, note);
@@ -311,6 +294,9 @@ static tn_status save(run *r, const char *name, bool whole) {
                                .dataset = r->data.name,
                                .mean = r->mean,
                                .std = r->std};
+    if (whole) TN_TRY(tn_team_check_state(r->comm, r->engine, r->position.step));
+    if (!r->leads) return TN_OK;
+    tn_comm_phase(r->comm, r->position.step, "a checkpoint");
     if (whole) TN_TRY(tn_probe_log_sync(r->probe));
     if (whole) TN_TRY(tn_run_folder_sync(&r->folder, &r->position));
     if (!whole) TN_TRY(use_average(r, true, TN_OK));
@@ -335,7 +321,7 @@ static tn_status save_epoch(run *r) {
     if (o->keep > 0 && ((epoch + 1) % o->save_every == 0 || last)) {
         snprintf(name, sizeof name, "epoch-%04d.safetensors", epoch);
         TN_TRY(save(r, name, false));
-        TN_TRY(tn_run_folder_prune(&r->folder, o->keep));
+        if (r->leads) TN_TRY(tn_run_folder_prune(&r->folder, o->keep));
     }
     return (epoch + 1) % o->save_every == 0 || last ? save(r, "last.safetensors", true) : TN_OK;
 }
@@ -345,8 +331,10 @@ static tn_status save_epoch(run *r) {
 static tn_status evaluate(run *r) {
     tn_result result;
     double start = tn_now();
+    tn_stop stop = {ask_stop, r};
+    tn_comm_phase(r->comm, r->position.step, "the evaluation");
     TN_TRY(use_average(r, true, TN_OK));
-    tn_status status = tn_setup_evaluate(r->engine, r->val, r->hooks ? r->hooks->stop : NULL, &result, NULL);
+    tn_status status = tn_setup_evaluate(r->engine, r->val, &stop, &result, NULL);
     TN_TRY(use_average(r, false, status));
     r->event.val_loss = result.loss / result.rows;
     r->event.val_top1 = 100.0 * result.top1 / result.rows;
@@ -360,7 +348,7 @@ static void begin_epoch(run *r) {
     r->epoch_started = tn_now();
     r->train_seconds = 0;
     r->epoch_images = 0;
-    r->event.data_wait = 0;
+    r->event.data_wait = r->epoch_comm_wait = 0;
 }
 
 /* Evaluates, when it is time, and logs the epoch. */
@@ -370,11 +358,12 @@ static tn_status end_epoch(run *r) {
     e->train_loss = p->loss_sum / (double)p->rows;
     e->train_top1 = 100.0 * (double)p->top1 / (double)p->rows;
     e->evaluated = false;
+    e->comm_wait = r->epoch_comm_wait;
     if (r->probe) TN_TRY(tn_probe_log_measure(r->probe, e->epoch, p->step, r->folder.events));
     if ((e->epoch + 1) % r->options->eval_every == 0 || p->step >= r->steps) TN_TRY(evaluate(r));
     e->seconds = tn_now() - r->epoch_started;
     e->images_per_second = r->train_seconds > 0 ? (double)r->epoch_images / r->train_seconds : 0;
-    return log_epoch(r);
+    return tn_run_log_epoch(&r->folder, &r->event);
 }
 
 static tn_status whole_epoch(run *r) {
@@ -401,7 +390,8 @@ static tn_status train_step(run *r) {
     tn_position *p = &r->position;
     const tn_batch *batch;
     tn_result result;
-    double start = tn_now(), wait = e->data_wait;
+    double start = tn_now(), wait = e->data_wait, comm_wait = tn_comm_waited(r->comm);
+    tn_comm_phase(r->comm, p->step + 1, "training");
     int epoch = (int)(p->step / r->batches), index = (int)(p->step % r->batches);
     TN_TRY(tn_loader_next(r->train, &batch, &e->data_wait));
     tn_engine_trace_add(r->engine, "data wait", start, start + e->data_wait - wait);
@@ -428,11 +418,13 @@ static tn_status train_step(run *r) {
     e->loss = p->step_loss;
     e->lr = p->step_lr;
     e->tau = tau_of(r);
+    e->comm_wait = tn_comm_waited(r->comm) - comm_wait;
+    r->epoch_comm_wait += e->comm_wait;
     e->images_per_second = result.rows / seconds;
     e->seconds_left =
         (tn_now() - r->started) / (double)(p->step - r->first_step) * (double)(r->steps - p->step);
     e->log_step = p->step % o->log_every == 0;
-    if (e->log_step) TN_TRY(log_step(r));
+    if (e->log_step) TN_TRY(tn_run_log_step(&r->folder, &r->event));
     send(r, TN_EVENT_STEP, NULL);
     return TN_OK;
 }
@@ -441,7 +433,7 @@ static tn_status train_step(run *r) {
 static tn_status profile(run *r) {
     const char *path = r->options->profile;
     long done = r->position.step - r->first_step, left = r->steps - r->position.step;
-    if (!path[0] || r->profiled) return TN_OK;
+    if (!path[0] || r->profiled || !r->leads) return TN_OK;
     if (r->profile_first < 0) {
         if (done < PROFILE_FIRST && left > PROFILE_STEPS) return TN_OK;
         r->profile_first = done;
@@ -457,7 +449,7 @@ static tn_status profile(run *r) {
 static tn_status stopped(run *r) {
     TN_TRY(save(r, "last.safetensors", true));
     TN_TRY(log_end(r, "stopped", NULL));
-    return tn_fail(TN_ERR_STOPPED, "stopped by signal %d at step %ld; continue with --resume", stop_signal(r),
+    return tn_fail(TN_ERR_STOPPED, "stopped by signal %d at step %ld; continue with --resume", r->stop,
                    r->position.step);
 }
 
@@ -475,6 +467,7 @@ static tn_status pending_epoch(run *r) {
 }
 
 static tn_status train_steps(run *r) {
+    int stop;
     begin_epoch(r);
     if (r->probe && r->position.step == 0) TN_TRY(tn_probe_log_measure(r->probe, -1, 0, r->folder.events));
     TN_TRY(pending_epoch(r));
@@ -483,8 +476,11 @@ static tn_status train_steps(run *r) {
         TN_TRY(train_step(r));
         TN_TRY(profile(r));
         if (r->position.step % r->batches == 0) TN_TRY(whole_epoch(r));
+        if (r->position.step % CHECK_STEPS == 0)
+            TN_TRY(tn_team_check_state(r->comm, r->engine, r->position.step));
         /* After the last step there is nothing left to stop but the evaluation, which looks for itself. */
-        if (stop_signal(r) && r->position.step < r->steps) return tn_fail(TN_ERR_STOPPED, "stopped");
+        TN_TRY(ask_stop(r, &stop));
+        if (stop && r->position.step < r->steps) return tn_fail(TN_ERR_STOPPED, "stopped");
     }
     return r->position.rows > 0 ? partial_epoch(r) : TN_OK;
 }
@@ -494,6 +490,7 @@ static tn_status loop(run *r) {
     r->first_step = r->position.step;
     r->profile_first = -1;
     tn_status status = train_steps(r);
+    r->ending = status == TN_OK || status == TN_ERR_STOPPED || status == TN_ERR_DIVERGED;
     if (status == TN_OK) return log_end(r, "done", NULL);
     return status == TN_ERR_STOPPED ? stopped(r) : status;
 }
@@ -506,37 +503,54 @@ static tn_status recall_step(run *r) {
     r->event.loss = p->step_loss;
     r->event.lr = p->step_lr;
     r->event.tau = tau_of(r);
-    return p->rows > 0 && p->step % r->options->log_every == 0 ? step_events(r) : TN_OK;
+    return p->rows > 0 && p->step % r->options->log_every == 0 ? tn_run_log_step_events(&r->folder, &r->event)
+                                                               : TN_OK;
 }
 
-static tn_status start(run *r, const tn_options *options) {
-    if (!options->resume || options->overwrite || !options->out[0]) TN_TRY(tn_options_check(options));
-    TN_TRY(resolve_options(r, options));
+/* Data, model and engine; each process on its own. */
+static tn_status prepare(run *r) {
     TN_TRY(tn_options_check(r->options));
     TN_TRY(tn_schedule_parse(r->options->schedule, &r->schedule));
-    TN_TRY(open_data(r));
+    TN_TRY(open_dataset(r));
     TN_TRY(open_engine(r));
-    TN_TRY(tn_setup_check_output(r->options->profile));
-    TN_TRY(open_state(r));
-    TN_TRY(r->resumed ? recall_step(r) : log_start(r));
-    char text[512];
-    snprintf(text, sizeof text,
-             "%s %s on %s: %zu parameters, %.1f M multiply-adds an image; %d training and %d validation "
-             "images; %s, %d "
-             "threads, chunks of %d; %.1f MiB planned",
-             r->options->model, r->options->variant, r->data.name, tn_model_parameter_count(r->model),
-             tn_model_multiply_adds(r->model) * 1e-6, r->data.train_count, r->data.val_count,
-             tn_engine_device(r->engine), tn_engine_threads(r->engine), tn_engine_chunk_rows(r->engine),
-             (double)tn_engine_bytes(r->engine) / 1048576.0);
-    send(r, TN_EVENT_START, text);
-    say_device(r);
+    TN_TRY(open_loaders(r));
+    return r->leads ? tn_setup_check_output(r->options->profile) : TN_OK;
+}
+
+/* What memory is used for, and that a better device is missing. */
+static tn_status say_devices(run *r) {
+    char note[256];
     tn_string plan = {0};
     tn_status status = tn_string_printf(&plan, "memory: ");
     if (status == TN_OK) status = tn_setup_print_memory(r->engine, &plan);
     if (status == TN_OK) send(r, TN_EVENT_NOTE, plan.data);
+    if (tn_setup_device_note(r->options, note, sizeof note)) send(r, TN_EVENT_NOTE, note);
     r->event.text = NULL;
     tn_string_free(&plan);
     return status;
+}
+
+static tn_status start(run *r, const tn_options *options) {
+    tn_status status = TN_OK;
+    if (!options->resume || options->overwrite || !options->out[0]) status = tn_options_check(options);
+    if (status == TN_OK && r->leads) status = resolve_options(r, options);
+    TN_TRY(tn_comm_agree(r->comm, status, "options"));
+    TN_TRY(tn_team_share_options(r->comm, &r->options));
+    TN_TRY(tn_comm_agree(r->comm, prepare(r), "start"));
+    TN_TRY(open_state(r));
+    TN_TRY(r->resumed ? recall_step(r) : log_start(r));
+    char text[512], processes[64];
+    snprintf(text, sizeof text,
+             "%s %s on %s: %zu parameters, %.1f M multiply-adds an image; %d training and %d validation "
+             "images; %s, %d "
+             "threads%s, chunks of %d; %.1f MiB planned",
+             r->options->model, r->options->variant, r->data.name, tn_model_parameter_count(r->model),
+             tn_model_multiply_adds(r->model) * 1e-6, r->data.train_count, r->data.val_count,
+             tn_engine_device(r->engine), tn_engine_threads(r->engine),
+             tn_team_describe(r->comm, processes, sizeof processes), tn_engine_chunk_rows(r->engine),
+             (double)tn_engine_bytes(r->engine) / 1048576.0);
+    send(r, TN_EVENT_START, text);
+    return say_devices(r);
 }
 
 /* After a failure inside the loop: the log says how the run ended, best effort; the first failure is what
@@ -549,16 +563,22 @@ static tn_status report_failure(run *r, tn_status status) {
     return tn_fail(status, "%s", message);
 }
 
+static tn_status train(run *r, const tn_options *options) {
+    TN_TRY(start(r, options));
+    tn_status status = loop(r);
+    if (status != TN_OK) status = report_failure(r, status);
+    /* From here on all processes are on their way out; what failed on the way, none else knows. */
+    return r->ending && status != TN_ERR_PEER ? tn_comm_agree(r->comm, status, "end") : status;
+}
+
 tn_status tn_run_train(const tn_options *options, const tn_run_hooks *hooks) {
     run *r;
     TN_TRY(tn_alloc(&r, 1, sizeof *r, "run"));
     r->hooks = hooks;
     r->folder.lock = -1;
-    tn_status status = start(r, options);
-    if (status == TN_OK) {
-        status = loop(r);
-        if (status != TN_OK) status = report_failure(r, status);
-    }
+    tn_status status = tn_team_join(options, hooks, &r->comm);
+    r->leads = status == TN_OK && tn_comm_rank(r->comm) == 0;
+    if (status == TN_OK) status = train(r, options);
     char message[1024];
     snprintf(message, sizeof message, "%s", tn_error());
     tn_status probe = tn_probe_log_close(r->probe), closed = tn_run_folder_close(&r->folder);
@@ -570,6 +590,7 @@ tn_status tn_run_train(const tn_options *options, const tn_run_hooks *hooks) {
     tn_model_free(r->model);
     tn_dataset_close(r->dataset);
     tn_options_free(r->options);
+    tn_comm_close(r->comm, closed != TN_OK);
     tn_free(r);
     return closed;
 }

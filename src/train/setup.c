@@ -1,5 +1,6 @@
 #include "train/setup.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -50,6 +51,7 @@ tn_status tn_setup_loader(const tn_dataset *dataset, const tn_loader_config *con
     int count = config->split == TN_SPLIT_TRAIN ? info.train_count : info.val_count;
     double floats = (double)info.channels * info.height * info.width + info.classes + 1;
     double rows = config->batch < count ? config->batch : count;
+    if (config->ranks > 1) rows /= config->ranks;
     TN_TRY(check_memory(LOADER_BATCHES * rows * floats * sizeof(float), config->batch));
     return tn_loader_open(dataset, config, out);
 }
@@ -84,6 +86,15 @@ tn_status tn_setup_check_output(const char *path) {
     return TN_OK;
 }
 
+bool tn_setup_device_note(const tn_options *options, char *note, size_t size) {
+    const tn_backend_ops *first = tn_backend_at(0);
+    if (strcmp(options->device, "auto") || first->device_count() > 0) return false;
+    const char *why = first->absence(), *advice = strstr(why, "; use --device cpu");
+    int length = advice ? (int)(advice - why) : (int)strlen(why);
+    snprintf(note, size, "--device auto: %.*s; training on the CPU", length, why);
+    return true;
+}
+
 tn_status tn_setup_check_device(const tn_options *options) {
     const tn_backend_ops *ops;
     int number;
@@ -107,7 +118,7 @@ tn_status tn_setup_normalisation(const tn_options *options, const tn_dataset_inf
     return choose("std", &options->std, info->std, info->channels, std);
 }
 
-tn_status tn_setup_evaluate(tn_engine *engine, tn_loader *loader, const volatile int *stop, tn_result *result,
+tn_status tn_setup_evaluate(tn_engine *engine, tn_loader *loader, const tn_stop *stop, tn_result *result,
                             float *predictions) {
     *result = (tn_result){0};
     TN_TRY(tn_loader_seek(loader, 0, 0));
@@ -115,7 +126,9 @@ tn_status tn_setup_evaluate(tn_engine *engine, tn_loader *loader, const volatile
     for (int i = 0; i < batches; i++) {
         const tn_batch *batch;
         tn_result part;
-        if (stop && *stop) return tn_fail(TN_ERR_STOPPED, "stopped during evaluation");
+        int signal = 0;
+        if (stop) TN_TRY(stop->signal(stop->context, &signal));
+        if (signal) return tn_fail(TN_ERR_STOPPED, "stopped during evaluation");
         TN_TRY(tn_loader_next(loader, &batch, NULL));
         TN_TRY(tn_engine_eval(engine, batch, &part, predictions));
         if (predictions) predictions += (size_t)batch->rows * (size_t)batch->classes;

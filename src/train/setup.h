@@ -24,6 +24,10 @@ tn_status tn_setup_print_memory(const tn_engine *engine, tn_string *out);
 /* Fails now if a file at `path` could not be written later, after the work. "" is no file. */
 tn_status tn_setup_check_output(const char *path);
 
+/* One line, where "auto" takes the CPU although this build could use a device that is not there. False:
+ * nothing to say. */
+bool tn_setup_device_note(const tn_options *options, char *note, size_t size);
+
 /* Fails now if the device is not there or has not the precision. */
 tn_status tn_setup_check_device(const tn_options *options);
 
@@ -32,9 +36,14 @@ tn_status tn_setup_check_device(const tn_options *options);
 tn_status tn_setup_normalisation(const tn_options *options, const tn_dataset_info *info, float *mean,
                                  float *std);
 
-/* Evaluates the model on every validation image once. predictions: [val_count][classes] or NULL. *stop may
- * end it early: TN_ERR_STOPPED. Sums of losses and counts go to *result. */
-tn_status tn_setup_evaluate(tn_engine *engine, tn_loader *loader, const volatile int *stop, tn_result *result,
+/* Evaluates the model on every validation image once. predictions: [val_count][classes] or NULL. `stop` may
+ * be NULL; it is asked before each batch for a signal to stop at, and ends the work early: TN_ERR_STOPPED.
+ * Sums of losses and counts go to *result. */
+typedef struct tn_stop {
+    tn_status (*signal)(void *context, int *out);
+    void *context;
+} tn_stop;
+tn_status tn_setup_evaluate(tn_engine *engine, tn_loader *loader, const tn_stop *stop, tn_result *result,
                             float *predictions);
 
 #endif

@@ -41,7 +41,7 @@ static tn_backend backend = {.ops = &operations};
 
 static tn_gradient_tree *make_tree(int chunks, int workers) {
     tn_gradient_tree *tree;
-    if (tn_gradient_tree_create(&backend, chunks, workers, FLOATS, &tree) != TN_OK)
+    if (tn_gradient_tree_create(&backend, chunks, chunks, workers, FLOATS, &tree) != TN_OK)
         fail_msg("%s", tn_error());
     return tree;
 }
@@ -105,7 +105,7 @@ static void bring(tn_gradient_tree *tree, in_work *working, int *count, int at) 
 static void simulate(tn_gradient_tree *tree, int chunks, int workers, uint32_t haste, tn_rng *rng) {
     in_work working[WORKERS_MAX];
     int count = 0, next = 0;
-    tn_gradient_tree_begin(tree, chunks, FLOATS);
+    tn_gradient_tree_begin(tree, chunks, 0, chunks, FLOATS);
     while (next < chunks || count > 0) {
         bool take = next < chunks && count < workers && (count == 0 || tn_rng_below(rng, 256) < haste);
         if (take)
@@ -225,7 +225,7 @@ static void test_worst_order_of_one_worker(void **state) {
     (void)state;
     tn_gradient_tree *tree = make_tree(32, 1);
     assert_int_equal(tn_gradient_tree_bytes(tree), 6 * FLOATS * sizeof(float));
-    tn_gradient_tree_begin(tree, 32, FLOATS);
+    tn_gradient_tree_begin(tree, 32, 0, 32, FLOATS);
     for (int chunk = 0; chunk < 32; chunk++) {
         float *buffer = tn_gradient_tree_take(tree);
         fill(chunk, buffer);
@@ -254,7 +254,7 @@ static void test_threads(void **state) {
         tn_gradient_tree *tree = make_tree(CHUNKS_MAX, threads);
         for (int trial = 0; trial < 200; trial++) {
             int chunks = 1 + trial % CHUNKS_MAX;
-            tn_gradient_tree_begin(tree, chunks, FLOATS);
+            tn_gradient_tree_begin(tree, chunks, 0, chunks, FLOATS);
             assert_int_equal(tn_pool_run(pool, chunks, take_and_bring, tree), TN_OK);
             assert_sum(tree, chunks);
         }
@@ -270,7 +270,7 @@ static void test_allocation_failures(void **state) {
     int failures = 0;
     for (long n = 1;; n++) {
         tn_memory_fail_at(n);
-        tn_status status = tn_gradient_tree_create(&backend, 16, 3, FLOATS, &tree);
+        tn_status status = tn_gradient_tree_create(&backend, 16, 16, 3, FLOATS, &tree);
         tn_memory_fail_at(0);
         if (status == TN_OK) break;
         failures++;

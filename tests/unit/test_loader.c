@@ -335,6 +335,33 @@ static void label_smoothing_spreads_its_share(void **state) {
     tn_dataset_close(dataset);
 }
 
+static void shares_are_the_batch(void **state) {
+    (void)state;
+    tn_dataset *dataset = make_dataset();
+    for (int ranks = 1; ranks <= 5; ranks++) {
+        tn_loader *whole = open_loader(dataset, everything), *shares[5];
+        tn_loader_config config = everything;
+        config.chunk_rows = 3, config.ranks = ranks;
+        for (config.rank = 0; config.rank < ranks; config.rank++)
+            shares[config.rank] = open_loader(dataset, config);
+        for (int n = 0; n < 2 * tn_loader_batches(whole); n++) {
+            const tn_batch *all = next(whole), *b;
+            int at = 0;
+            for (int r = 0; r < ranks; r++, at += b->rows) {
+                size_t rows = (size_t)(b = next(shares[r]))->rows;
+                assert_true(b->whole_rows == all->rows && b->first_row == at && (at % 3 == 0 || rows == 0));
+                assert_memory_equal(b->images, all->images + at * IMAGE, rows * IMAGE * sizeof(float));
+                assert_memory_equal(b->targets, all->targets + at * CLASSES, rows * CLASSES * sizeof(float));
+                assert_memory_equal(b->labels, all->labels + at, rows * sizeof(int));
+            }
+            assert_int_equal(at, all->rows);
+        }
+        for (int r = 0; r < ranks; r++) tn_loader_close(shares[r]);
+        tn_loader_close(whole);
+    }
+    tn_dataset_close(dataset);
+}
+
 static void limit_batches_shortens_the_epoch(void **state) {
     (void)state;
     tn_dataset *dataset = make_dataset();
@@ -540,8 +567,8 @@ static void running_out_of_memory_leaks_nothing(void **state) {
         assert_null(loader);
         assert_int_equal(tn_memory_in_use(), before);
     }
-    /* The loader; order, unmixed images, partners; three arrays a slot. */
-    assert_int_equal(failures, 1 + 3 + 4 * 3);
+    /* The loader; order; unmixed images, partners, places, samples, labels; three arrays a slot. */
+    assert_int_equal(failures, 1 + 1 + 5 + 4 * 3);
     tn_loader_close(loader);
     assert_int_equal(tn_memory_in_use(), before);
     tn_dataset_close(dataset);
@@ -557,6 +584,7 @@ int main(void) {
         cmocka_unit_test(samples_do_not_depend_on_the_batch_size),
         cmocka_unit_test(mixup_mixes_images_targets_and_labels),
         cmocka_unit_test(label_smoothing_spreads_its_share),
+        cmocka_unit_test(shares_are_the_batch),
         cmocka_unit_test(limit_batches_shortens_the_epoch),
         cmocka_unit_test(wrong_configurations_are_refused),
         cmocka_unit_test(a_seek_that_fails_changes_nothing),

@@ -329,7 +329,8 @@ static void saved_config_reads_back(void **state) {
         "--micro-batch 2 --ema 0.9375 --lr 0.1000000001 "
         "--momentum 0.3333333333333333148 --weight-decay 5e-324 --scalar-lr 123456789 --schedule cosine "
         "--warmup 2.5 --seed 9223372036854775807 --init a\\b\"c --device cuda:12 --threads 3 "
-        "--precision tf32 --deterministic no --out \xC3\xA9~\t\x01\x7F --save-every 4 --keep 11 "
+        "--precision tf32 --deterministic no --sync-bn --comm-timeout 2.5 --signal USR2 --out "
+        "\xC3\xA9~\t\x01\x7F --save-every 4 --keep 11 "
         "--eval-every 12 --log-every 13 --profile p --resume --overwrite");
     tn_options *b = create("train"), *untouched = create("train");
     char *first, *second;

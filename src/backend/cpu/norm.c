@@ -120,6 +120,12 @@ static tn_status norm_statistics(tn_plan *head, const tn_args *a) {
     return TN_OK;
 }
 
+static double *norm_sums(tn_plan *head, size_t *doubles) {
+    norm_plan *plan = (norm_plan *)(void *)head;
+    *doubles = 2 * (size_t)plan->channels;
+    return plan->partial;
+}
+
 /* Sets A and B from mean and variance (as 1/sqrt(var + eps)). */
 static void set_transform(norm_plan *plan, const float *values) {
     const tn_node *node = plan->head.node;
@@ -331,5 +337,6 @@ const tn_node_ops tn_cpu_norm = {.plan = norm_plan_make,
                                  .merge_statistics = norm_merge_statistics,
                                  .reduce = norm_reduce,
                                  .merge_reduce = norm_merge_reduce,
+                                 .sums = norm_sums,
                                  .load_statistics = norm_load_statistics,
                                  .pack = norm_pack};
