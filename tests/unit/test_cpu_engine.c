@@ -68,7 +68,7 @@ static void test_imagenet_networks(void **unused) {
             tn_model *model =
                 network_of_size(bottleneck ? "resnet50" : "resnet18", variant, 8, v == 7, 47, 34);
             op_data data = op_data_draw(model, 5, 1, true, false);
-            check_against_reference(variant, model, 5, 2, &data, 1e-4);
+            engine_check_reference(&cpu, variant, model, 5, 2, &data, 1e-4);
             op_data_free(&data);
             tn_model_free(model);
         }
