@@ -13,6 +13,7 @@ typedef struct tn_executor tn_executor;
 typedef struct tn_executor_config {
     int chunk_rows, chunks, workers; /* chunks: the most that one training batch has */
     bool training;                   /* plan backward too */
+    bool recompute;                  /* see tn_program_config */
     bool separate_buffers;           /* for debugging: no two activations share memory */
 } tn_executor_config;
 

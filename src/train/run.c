@@ -120,6 +120,7 @@ static tn_status open_engine(run *r) {
                                .micro_batch = o->micro_batch,
                                .max_batch = o->batch,
                                .training = true,
+                               .recompute = o->recompute,
                                .average = o->ema};
     TN_TRY(tn_setup_engine(r->model, &config, &r->engine));
     r->tau = tn_engine_find_parameter(r->engine, "tau");
