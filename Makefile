@@ -74,8 +74,8 @@ asan: need-build+test ## run all tests under the address and undefined-behaviour
 
 tsan: need-build+test ## run the tests of what is threaded under the thread sanitizer
 	@$(MAKE) --no-print-directory BUILD=build-tsan CUDA=no OPT=-O1 SANITIZE=-fsanitize=thread \
-	  $(addprefix build-tsan/unit/,test_pool test_gradient_tree test_loader test_image_sets test_cpu_engine)
-	@for t in test_pool test_gradient_tree test_loader test_image_sets test_cpu_engine; do build-tsan/unit/$$t || exit 1; done
+	  $(addprefix build-tsan/unit/,test_pool test_gradient_tree test_loader test_image_sets test_pack test_cpu_engine)
+	@for t in test_pool test_gradient_tree test_loader test_image_sets test_pack test_cpu_engine; do build-tsan/unit/$$t || exit 1; done
 
 fuzz: need-build+fuzz ## fuzz every parser for FUZZ_SECONDS each
 	@for source in $(FUZZ_SRC); do \
@@ -122,6 +122,10 @@ need-%:
 have-%:
 	@tools/deps check $*
 
+# What a program links with beside libtaunet.a.
+link-flags:
+	@echo -fopenmp $(LDLIBS)
+
 tests: $(UNIT_BIN) $(REPLAY_BIN)
 
 $(BUILD)/libtaunet.a: $(LIB_OBJ)
@@ -162,6 +166,6 @@ say-cuda:
 	@test -e $(BUILD)/taunet || echo '$(if $(HAVE_CUDA),CUDA backend: with $(NVCC),CUDA backend: left out$(if $(filter yes,$(CUDA)),$(COMMA) no nvcc under CUDA_HOME or on PATH))'
 
 .PRECIOUS: $(BUILD)/%.o
-.PHONY: all say-cuda demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests
+.PHONY: all say-cuda link-flags demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests
 include tests/simt/simt.mk
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -53,7 +53,10 @@ static tn_status index_shard(const char *path, const tn_shard *shard, int64_t mt
     bool found;
     TN_TRY(tn_shard_index_load(index, path, shard->size, mtime, &found));
     if (found) return TN_OK;
+    /* Only headers are looked at: reading ahead would read the whole shard. */
+    (void)madvise((void *)(uintptr_t)shard->bytes, shard->size, MADV_RANDOM);
     TN_TRY(tn_shard_index_scan(index, path, shard->bytes, shard->size));
+    (void)madvise((void *)(uintptr_t)shard->bytes, shard->size, MADV_NORMAL);
     index->size = shard->size;
     index->mtime = mtime;
     return tn_shard_index_save(index, path);

@@ -37,8 +37,8 @@ void tn_image_store_free(tn_image_store *store);
 
 /* Maps the shards named so far (store->names, which are in their order) and reads or makes their indices; the
  * labels of all samples go to *labels (tn_free) and their number to *count. An index that is missing or out
- * of date is made and written beside its shard, by a process at a time; where the folder does not allow that,
- * it is made each time. TN_ERR_IO, TN_ERR_DATA, TN_ERR_MEMORY. */
+ * of date is made and written beside its shard; where the folder does not allow that, it is made each time.
+ * TN_ERR_IO, TN_ERR_DATA, TN_ERR_MEMORY. */
 tn_status tn_image_store_open_shards(tn_image_store *store, int **labels, int *count);
 
 /* The bytes of one encoded image. `owned` is NULL where they are mapped; free it with tn_free. */

@@ -98,8 +98,7 @@ TN_SIMD static void blend(const axis *a, const uint8_t *restrict in, size_t in_s
 /* Copies `count` pixels; their places are `from_step` and `to_step` bytes apart. */
 static void copy_pixels(const uint8_t *from, size_t from_step, uint8_t *to, size_t to_step, int count) {
     for (int i = 0; i < count; i++, from += from_step, to += to_step) {
-        to[0] = from[0];
-        to[1] = from[1];
+        memcpy(to, from, 2);
         to[2] = from[2];
     }
 }

@@ -255,7 +255,8 @@ tn_status tn_checkpoint_options(const tn_safetensors *file, const char *path, tn
     }
     const char *shape = tn_safetensors_metadata(file, "input"),
                *count = tn_safetensors_metadata(file, "classes");
-    if (shape && sscanf(shape, "%dx%dx%d", &input->channels, &input->height, &input->width) != 3)
+    if (shape && (sscanf(shape, "%dx%dx%d", &input->channels, &input->height, &input->width) != 3 ||
+                  input->channels < 1 || input->height < 1 || input->width < 1))
         return tn_fail(TN_ERR_DATA, "%s: 'input' in the metadata is not CxHxW: %.40s", path, shape);
     if (count && sscanf(count, "%d", classes) != 1)
         return tn_fail(TN_ERR_DATA, "%s: 'classes' in the metadata is not a number: %.40s", path, count);

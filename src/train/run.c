@@ -529,8 +529,8 @@ static tn_status start(run *r, const tn_options *options) {
              tn_model_multiply_adds(r->model) * 1e-6, r->data.train_count, r->data.val_count,
              tn_engine_device(r->engine), tn_engine_threads(r->engine), tn_engine_chunk_rows(r->engine),
              (double)tn_engine_bytes(r->engine) / 1048576.0);
-    say_device(r);
     send(r, TN_EVENT_START, text);
+    say_device(r);
     tn_string plan = {0};
     tn_status status = tn_string_printf(&plan, "memory: ");
     if (status == TN_OK) status = tn_setup_print_memory(r->engine, &plan);

@@ -22,7 +22,14 @@ import run as runner  # noqa: E402
 from mutations import MUTATIONS  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-COPIED = ["Makefile", "kernels", "tests/simt", "src", "include"]
+COPIED = ["Makefile", "kernels", "tests/simt", "tests/support", "src", "include"]
+BUILT = ["simt/plain", "simt/check", "src", "tests/support", "libtaunet.a"]
+ARCHIVES = ["simt/plain/libtested.a", "simt/check/libtested.a", "libtaunet.a"]
+
+
+def copy(source, target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
 
 
 class Tree:
@@ -31,24 +38,24 @@ class Tree:
     def __init__(self, folder, build):
         self.root = folder
         for name in COPIED:
-            source = ROOT / name
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
-        shutil.copytree(build / "simt", folder / "build/simt")
+            copy(ROOT / name, folder / name)
+        for name in BUILT:
+            if (build / name).exists():
+                copy(build / name, folder / "build" / name)
 
     def saved(self, sources):
         """Everything that compiling these sources replaces."""
-        files = []
+        files = [self.root / "build" / name for name in ARCHIVES if (self.root / "build" / name).exists()]
         for source in sources:
             files += [self.root / source]
-            for kind in ("plain", "check"):
-                files += (self.root / "build/simt" / kind).glob(str(pathlib.PurePath(source).with_suffix(".*")))
+            for folder in ("build/simt/plain", "build/simt/check", "build"):
+                files += (self.root / folder).glob(str(pathlib.PurePath(source).with_suffix(".*")))
         return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
     def make(self, targets):
-        done = subprocess.run(["make", "--no-print-directory", "-s", "SIMT_WARN=-w", *targets], cwd=self.root, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command = ["make", "--no-print-directory", "-s", "SIMT_WARN=-w", "CUDA=no", *targets]
+        done = subprocess.run(command, cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True)
         return None if done.returncode == 0 else done.stdout
 
     def tests(self, programs):
@@ -57,7 +64,7 @@ class Tree:
         for build in ("plain", "check"):
             for name in programs:
                 first = None
-                for seed in runner.SEEDS:
+                for seed in runner.orders(f"{build}/{name}"):
                     result = runner.run(str(self.root / f"build/simt/{build}/{name}"), seed, timeout=200)
                     first = first or result[1]
                     problem = runner.judge(f"{build}/{name}", seed, result, first)
@@ -95,7 +102,7 @@ def shorten(problem):
     """The line that says what went wrong."""
     lines = problem.splitlines()
     line = next((line for line in lines[1:] if line.strip()), lines[0])
-    return re.sub(r"^(\[.*?\] --- |simt: )", "", line)[:150]
+    return re.sub(r"^(\[.*?\] --- |ERROR: |simt: )", "", line)[:150]
 
 
 def check():

@@ -52,7 +52,7 @@ def judge(name, seed, result, first):
     code, output, _ = result
     if code != 0:
         lines = [line for line in output.splitlines() if not CHECKSUM.match(line)]
-        telling = [line for line in lines if re.search(r"\[ +(ERROR|LINE) +\]|simt:|stopped after", line)]
+        telling = [line for line in lines if re.search(r"\[ +(ERROR|LINE) +\]|^ERROR:|simt:|stopped after", line)]
         return f"{name}, seed {seed}: exit {code}:\n" + "\n".join(telling[-12:] or lines[-12:])
     if not CHECKSUM.search(output) and "[       OK ]" not in output:
         return f"{name}, seed {seed}: ran no tests"

@@ -90,11 +90,11 @@ NVCC ?= nvcc
 NVCC_ARCH := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
 NVCC_FLAGS := -std=c++17 -O3 -Werror all-warnings $(NVCC_ARCH) -Iinclude -Isrc -I.
 SIMT_NVCC := $(BUILD)/simt/nvcc
-HAVE_NVCC = @command -v $(NVCC) >/dev/null || { echo "$@: no nvcc found (PATH, or make NVCC=...), nothing done"; exit 0; };
+HAVE_NVCC = @command -v "$(NVCC)" >/dev/null || { echo "$@: no nvcc found (PATH, or make NVCC=...), nothing done"; exit 0; };
 KERNEL_NAMES := $(patsubst kernels/%.cu,%,$(sort $(wildcard kernels/*.cu)))
 
 simt-nvcc: ## compile kernels and their tests with nvcc for sm_80, sm_90 and PTX, and link them
-	$(HAVE_NVCC) $(MAKE) --no-print-directory $(SIMT_TESTS:%=$(SIMT_NVCC)/%) \
+	$(HAVE_NVCC) $(MAKE) --no-print-directory $(patsubst %,$(SIMT_NVCC)/%,$(filter test_kernels_%,$(SIMT_TESTS))) \
 	  $(patsubst %,$(SIMT_NVCC)/$(SIMT_DIR)/selftest/%.o,correct library_kernels planted)
 $(SIMT_NVCC)/%.o: %.cu
 	@mkdir -p $(@D)
@@ -102,7 +102,7 @@ $(SIMT_NVCC)/%.o: %.cu
 $(SIMT_NVCC)/%.o: %.c
 	@mkdir -p $(@D)
 	$(NVCC) $(CPPFLAGS) -Xcompiler -std=c11,-O2,-Wall,-Wextra,-Werror -MMD -MP -c -o $@ $<
-$(SIMT_NVCC)/test_%: $(SIMT_NVCC)/$(SIMT_DIR)/test_%.o $(SIMT_NVCC)/$(SIMT_DIR)/kernel_check.o $(SIMT_TESTED:%=$(SIMT_NVCC)/%)
+$(SIMT_NVCC)/test_kernels_%: $(SIMT_NVCC)/$(SIMT_DIR)/test_kernels_%.o $(SIMT_NVCC)/$(SIMT_DIR)/kernel_check.o $(SIMT_TESTED:%=$(SIMT_NVCC)/%)
 	$(NVCC) $(NVCC_ARCH) -o $@ $^ $(SIMT_TEST_LIBS)
 
 cuda-report: ## registers, shared memory, spills and occupancy of every kernel for sm_80 and sm_90 (needs nvcc)

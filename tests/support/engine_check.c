@@ -5,10 +5,12 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
+#include <xxhash.h>
 
 #include "tests/support/reference.h"
 
@@ -113,6 +115,9 @@ static void check_training(tn_engine *engine, const char *name, const expected *
     for (int i = 0; i < rows; i++)
         check_close("a row's loss", name, (double)engine->seen.row_loss[i], e->ref->row_loss[i], tolerance);
     float *grads = engine_grads(engine);
+    if (!engine->backend->ops->host_memory)
+        printf("checksum of %s, chunks of %d: %016llx\n", name, engine->config.micro_batch,
+               (unsigned long long)XXH64(grads, model->param_floats * sizeof *grads, 0));
     for (int p = 0; p < model->param_count && !(gradient_tolerance > 0); p++) {
         double error = op_gradient_error(model, p, e->ref->grad, grads);
         if (!(error <= tolerance))
@@ -161,16 +166,24 @@ bool engine_has_norms(const tn_model *model) {
     return false;
 }
 
-void engine_check_op_cases(const engine_target *target) {
+static void print_work(const op_case *c, const tn_model *model) {
+    double flops, bytes;
+    op_case_work(model, c->rows, &flops, &bytes);
+    printf("%-40s %8.2f MFLOP %8.3f MB forward\n", c->name, flops * 1e-6, bytes * 1e-6);
+}
+
+void engine_check_op_cases(const engine_target *target, bool large) {
+    bool cpu = !strcmp(target->device, "cpu");
     for (int i = 0; i < op_case_count(); i++) {
         const op_case *c = op_case_at(i);
+        if (c->large && !large) continue;
         tn_model *model = op_case_model(c);
         op_data data = op_case_data(c, model);
         /* One chunk; chunks with a short last one; a chunk for each row. */
-        int sizes[] = {c->rows, 2, 1},
-            count = engine_has_norms(model) && strcmp(target->device, "cpu") ? 1 : 3;
+        int sizes[] = {c->rows, 2, 1}, count = c->large || (engine_has_norms(model) && !cpu) ? 1 : 3;
         for (int k = 0; k < count; k++)
             engine_check_reference(target, c->name, model, c->rows, sizes[k], &data, c->tolerance);
+        if (!cpu) print_work(c, model);
         op_data_free(&data);
         tn_model_free(model);
     }

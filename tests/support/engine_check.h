@@ -33,9 +33,10 @@ float *engine_state(tn_engine *engine);
  * running statistics, logits. */
 void engine_check_reference(const engine_target *target, const char *name, const tn_model *model, int rows,
                             int micro_batch, const op_data *data, double tolerance);
-/* engine_check_reference of all op cases, in one chunk and in chunks of 2 and 1 (with batch norm, on other
- * devices than the CPU, in one chunk). */
-void engine_check_op_cases(const engine_target *target);
+/* engine_check_reference of all op cases (large ones too, if `large`), in one chunk and in chunks of 2 and 1
+ * (large ones, and batch norm on other devices than the CPU, in one chunk). On other devices, prints a
+ * checksum of the gradients of each case, and its work. */
+void engine_check_op_cases(const engine_target *target, bool large);
 
 bool engine_has_norms(const tn_model *model);
 

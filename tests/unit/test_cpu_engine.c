@@ -24,7 +24,7 @@ static tn_engine *make_engine(const tn_model *model, int rows, int micro_batch, 
 
 static void test_op_cases(void **unused) {
     (void)unused;
-    engine_check_op_cases(&cpu);
+    engine_check_op_cases(&cpu, true);
 }
 
 static tn_model *network_of_size(const char *name, const char *variant, int width, bool per_block, int height,
