@@ -33,11 +33,13 @@ typedef struct tn_engine_config {
     int max_batch;          /* rows of the largest batch that will be given; needed */
     bool training;          /* plan backward too; without it only tn_engine_eval works */
     tn_precision precision; /* TN_ERR_USAGE where the device has it not [fp32] */
-    double average;         /* for training: keep a running average of weights and batch-norm statistics, this
-                               share of it at each step, below 1 [0: none] */
-    bool separate_buffers;  /* for debugging: no two activations share memory [false] */
-    struct tn_comm *comm;   /* the processes that work on each batch together (src/comm/comm.h) [alone] */
-    bool sync_bn;           /* batch statistics are those of the whole batch, not of each share [false] */
+    bool recompute; /* for training: keep the outputs of blocks alone and compute what lies inside again
+                       for backward; the same bits with less memory, most of all with batch norm [false] */
+    double average; /* for training: keep a running average of weights and batch-norm statistics, this
+                       share of it at each step, below 1 [0: none] */
+    bool separate_buffers; /* for debugging: no two activations share memory [false] */
+    struct tn_comm *comm;  /* the processes that work on each batch together (src/comm/comm.h) [alone] */
+    bool sync_bn;          /* batch statistics are those of the whole batch, not of each share [false] */
 } tn_engine_config;
 
 /* Plans the model and allocates all memory. The model must outlive the engine. Weights start at zero:

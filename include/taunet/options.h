@@ -62,6 +62,7 @@ typedef struct tn_options {
     int epochs, steps; /* steps: 0 = `epochs` decides; for bench, timed steps */
     int warmup_steps;
     int batch, micro_batch; /* images; micro_batch 0 = auto */
+    bool recompute;         /* activations inside blocks, instead of keeping them */
     double lr, momentum, weight_decay;
     double scalar_lr; /* factor on lr for the scalar group */
     char *schedule;   /* for tn_schedule_parse */

@@ -184,6 +184,7 @@ static tn_status create(tn_engine *e) {
                                    .statistics = c->sync_bn ? e->whole_chunks : e->chunks,
                                    .workers = c->threads,
                                    .training = c->training,
+                                   .recompute = c->recompute,
                                    .separate_buffers = c->separate_buffers};
     TN_TRY(tn_executor_create(e->model, e->backend, &executor, &e->executor));
     tn_executor_memory(e->executor, e->memory);

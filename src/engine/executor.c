@@ -83,6 +83,7 @@ static tn_status create(tn_executor *e, size_t *grad_floats) {
         .backend = e->backend, .rows = e->config.chunk_rows, .grad_floats = grad_floats};
     TN_TRY(tn_program_compile(e->model, &config, &e->eval));
     config.training = true;
+    config.recompute = e->config.recompute;
     if (e->config.training) TN_TRY(tn_program_compile(e->model, &config, &e->train));
     return allocate(e, scratch_bytes);
 }

@@ -14,6 +14,7 @@ typedef struct tn_executor_config {
     int chunk_rows, chunks, workers; /* chunks: the most that one training batch has here */
     int statistics;                  /* chunks for which norms keep statistics; as many, or more */
     bool training;                   /* plan backward too */
+    bool recompute;                  /* see tn_program_config */
     bool separate_buffers;           /* for debugging: no two activations share memory */
 } tn_executor_config;
 

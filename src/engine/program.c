@@ -79,8 +79,26 @@ static tn_status end_segment(compiler *c, tn_merge merge, int node) {
     return TN_OK;
 }
 
-static bool computed_again(const tn_node *node) {
-    return node->kind == TN_NODE_NORM && node->residual < 0;
+/* Whether backward computes a node's output again instead of finding it. */
+static bool computed_again(const tn_node *node, bool recompute) {
+    bool norm = node->kind == TN_NODE_NORM;
+    if (!recompute) return norm && node->residual < 0;
+    return !node->block && (norm || node->kind == TN_NODE_CONV || node->kind == TN_NODE_SUBSAMPLE ||
+                            node->kind == TN_NODE_APPEND || node->kind == TN_NODE_MAXPOOL);
+}
+
+static tn_status forget(compiler *c) {
+    bool recompute = c->config->recompute, gain = false;
+    for (int i = 0; i < c->model->node_count; i++) {
+        const tn_node *node = &c->model->nodes[i];
+        if (!computed_again(node, recompute)) continue;
+        c->activations[node->output] = -1;
+        if (!computed_again(node, false)) gain = true;
+    }
+    if (!recompute || gain) return TN_OK;
+    return tn_fail(TN_ERR_USAGE,
+                   "--recompute: the blocks of %s have no inside to compute again; leave it out",
+                   c->model->model_name);
 }
 
 static tn_status emit_forward(compiler *c, int index, int y) {
@@ -120,7 +138,10 @@ static tn_status forward(compiler *c, int index) {
 /* The activation of a tensor for use in backward. */
 static tn_status recall(compiler *c, int tensor, int *buffer) {
     if (c->activations[tensor] < 0) {
+        const tn_node *node = &c->model->nodes[c->model->tensors[tensor].producer];
         int y;
+        TN_TRY(recall(c, node->input, &y));
+        if (node->residual >= 0) TN_TRY(recall(c, node->residual, &y));
         TN_TRY(new_buffer(c, tensor, &y));
         TN_TRY(emit_forward(c, c->model->tensors[tensor].producer, y));
         c->activations[tensor] = y;
@@ -177,8 +198,7 @@ static tn_status compile_steps(compiler *c) {
     c->activations[0] = input;
     for (int i = 0; i < model->node_count; i++) TN_TRY(forward(c, i));
     if (c->config->training) {
-        for (int i = 0; i < model->node_count; i++)
-            if (computed_again(&model->nodes[i])) c->activations[model->nodes[i].output] = -1;
+        TN_TRY(forget(c));
         for (int i = model->node_count - 1; i >= 0; i--)
             if (model->nodes[i].kind != TN_NODE_LOSS) TN_TRY(backward(c, i));
     }

@@ -7,7 +7,8 @@
  * Every buffer has a lifetime in steps. Buffers that live within one segment are placed in an arena that each
  * worker owns, those that cross a boundary in an arena that each chunk owns; buffers that are never alive
  * together share memory. Outputs of norm nodes without a residual are not kept for backward but computed
- * again from their input. */
+ * again from their input; with `recompute`, nothing but the outputs of blocks is kept, and the inside of a
+ * block is computed again from them when backward comes to it. */
 #ifndef TN_ENGINE_PROGRAM_H
 #define TN_ENGINE_PROGRAM_H
 
@@ -62,6 +63,7 @@ typedef struct tn_program_config {
     const tn_backend *backend;
     int rows;                  /* of a chunk */
     bool training;             /* forward, loss and backward; else forward and loss with running statistics */
+    bool recompute;            /* TN_ERR_USAGE where it would change nothing */
     const size_t *grad_floats; /* [node_count]: how many gradients each node makes */
 } tn_program_config;
 

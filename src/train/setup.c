@@ -34,15 +34,15 @@ tn_input_shape tn_setup_input(const tn_model *model) {
     return (tn_input_shape){s.channels, s.height, s.width};
 }
 
-/* `bytes` for batches of `batch` images. */
-static tn_status check_memory(double bytes, int batch) {
+/* `bytes` for batches of `batch` images; `remedy` is what helps beside a smaller batch. */
+static tn_status check_memory(double bytes, int batch, const char *remedy) {
     double machine = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
     if (bytes <= machine) return TN_OK;
     return tn_fail(
         TN_ERR_MEMORY,
         "out of memory: %.1f GiB planned for batches of %d, the machine has %.1f GiB; use a smaller "
-        "--batch or --model, or fewer --threads",
-        bytes / 0x1p30, batch, machine / 0x1p30);
+        "--batch%s",
+        bytes / 0x1p30, batch, machine / 0x1p30, remedy);
 }
 
 tn_status tn_setup_loader(const tn_dataset *dataset, const tn_loader_config *config, tn_loader **out) {
@@ -52,13 +52,16 @@ tn_status tn_setup_loader(const tn_dataset *dataset, const tn_loader_config *con
     double floats = (double)info.channels * info.height * info.width + info.classes + 1;
     double rows = config->batch < count ? config->batch : count;
     if (config->ranks > 1) rows /= config->ranks;
-    TN_TRY(check_memory(LOADER_BATCHES * rows * floats * sizeof(float), config->batch));
+    TN_TRY(check_memory(LOADER_BATCHES * rows * floats * sizeof(float), config->batch, ""));
     return tn_loader_open(dataset, config, out);
 }
 
 tn_status tn_setup_engine(const tn_model *model, const tn_engine_config *config, tn_engine **out) {
     TN_TRY(tn_engine_create(model, config, out));
-    tn_status status = check_memory((double)tn_engine_bytes(*out), config->max_batch);
+    tn_status status = check_memory((double)tn_engine_bytes(*out), config->max_batch,
+                                    config->training && !config->recompute
+                                        ? " or --model, fewer --threads, or --recompute yes"
+                                        : " or --model, or fewer --threads");
     if (status == TN_OK) return TN_OK;
     tn_engine_free(*out);
     *out = NULL;

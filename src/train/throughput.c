@@ -99,7 +99,8 @@ static tn_status bench(const tn_options *o, tn_model *model, tn_engine **engine,
                                .threads = o->threads,
                                .micro_batch = o->micro_batch,
                                .max_batch = o->batch,
-                               .training = true};
+                               .training = true,
+                               .recompute = o->recompute};
     TN_TRY(tn_setup_engine(model, &config, engine));
     TN_TRY(tn_engine_initialise(*engine, 0));
     TN_TRY(make_batch(s, tn_setup_input(model), tn_model_classes(model), o->batch));
@@ -249,7 +250,8 @@ tn_status tn_run_info(const tn_options *options, char **out) {
     tn_engine_config config = {.threads = options->threads,
                                .micro_batch = options->micro_batch,
                                .max_batch = options->batch,
-                               .training = true};
+                               .training = true,
+                               .recompute = options->recompute};
     if (status == TN_OK) status = tn_engine_create(model, &config, &engine);
     if (status == TN_OK) status = (options->json ? print_json : print_text)(options, engine, model, &text);
     tn_engine_free(engine);

@@ -114,6 +114,42 @@ static void test_same_bits_for_any_threads(void **unused) {
     }
 }
 
+/* Gradients and statistics of a batch, and the bytes that it took. */
+static float *gradients(const tn_model *model, bool recompute, const op_data *data, size_t *bytes) {
+    tn_engine *engine;
+    tn_engine_config config = {
+        .threads = 2, .micro_batch = 2, .max_batch = 5, .training = true, .recompute = recompute};
+    if (tn_engine_create(model, &config, &engine) != TN_OK) fail_msg("%s", tn_error());
+    memcpy(engine->flat.values, data->values, model->param_floats * sizeof(float));
+    tn_batch batch = engine_batch(model, 5, data);
+    tn_result result;
+    if (tn_engine_gradients(engine, &batch, &result) != TN_OK) fail_msg("%s", tn_error());
+    float *all = malloc((model->param_floats + model->state_floats) * sizeof *all);
+    memcpy(all, engine->flat.grads, model->param_floats * sizeof *all);
+    memcpy(all + model->param_floats, engine->flat.state, model->state_floats * sizeof *all);
+    *bytes = tn_engine_memory(engine, TN_MEMORY_WORKERS) + tn_engine_memory(engine, TN_MEMORY_CHUNKS);
+    tn_engine_free(engine);
+    return all;
+}
+
+static void test_same_bits_with_recompute(void **unused) {
+    (void)unused;
+    static const char *const models[] = {"resnet14", "resnet18", "resnet50"};
+    for (int m = 0; m < 3; m++)
+        for (int v = 0; v < 7; v++) {
+            tn_model *model = network_of_size(models[m], variants[v], 8, false, 47, 34);
+            op_data data = op_data_draw(model, 5, 1, true, false);
+            size_t kept, again;
+            float *one = gradients(model, false, &data, &kept), *two = gradients(model, true, &data, &again);
+            assert_memory_equal(one, two, (model->param_floats + model->state_floats) * sizeof *one);
+            if (again >= kept) fail_msg("%s %s: %zu bytes, %zu before", models[m], variants[v], again, kept);
+            free(one);
+            free(two);
+            op_data_free(&data);
+            tn_model_free(model);
+        }
+}
+
 /* A reference implementation would be a hundred times slower: it is a bug wherever it appears. */
 static void test_no_slow_implementation(void **unused) {
     (void)unused;
@@ -247,6 +283,7 @@ int main(void) {
         cmocka_unit_test(test_networks),
         cmocka_unit_test(test_imagenet_networks),
         cmocka_unit_test(test_same_bits_for_any_threads),
+        cmocka_unit_test(test_same_bits_with_recompute),
         cmocka_unit_test(test_no_slow_implementation),
         cmocka_unit_test(test_nan_in_weights_and_input),
         cmocka_unit_test(test_overflow_is_found_where_it_starts),

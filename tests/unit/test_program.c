@@ -31,12 +31,18 @@ static size_t element_bytes(const tn_backend *backend, const tn_model *model, in
     return short_values && tensor % 3 == 1 ? 2 : 4;
 }
 
+/* Whether programs compute the inside of blocks again. */
+static bool recompute;
+
 static tn_status program_of(const tn_model *model, bool training, const size_t *grad_floats,
                             tn_program *out) {
     const tn_backend_ops ops = {.element_bytes = element_bytes};
     tn_backend backend = {.ops = &ops};
-    tn_program_config config = {
-        .backend = &backend, .rows = ROWS, .training = training, .grad_floats = grad_floats};
+    tn_program_config config = {.backend = &backend,
+                                .rows = ROWS,
+                                .training = training,
+                                .recompute = recompute,
+                                .grad_floats = grad_floats};
     return tn_program_compile(model, &config, out);
 }
 
@@ -59,8 +65,28 @@ static void compiled_free(compiled *c) {
     free(c->grad_floats);
 }
 
+/* Training of networks with all kinds of nodes, with and without computing the inside of blocks again. */
+static void for_recomputed(void (*check)(compiled *c)) {
+    static const char *const models[] = {"resnet14", "resnet18", "resnet50"};
+    for (int again = 0; again < 2; again++)
+        for (int m = 0; m < 3; m++)
+            for (int v = 0; v < 7; v++) {
+                recompute = again;
+                compiled c = compile((tn_model_config){.model = models[m],
+                                                       .variant = variants[v],
+                                                       .height = 40,
+                                                       .width = 33,
+                                                       .no_bn_shortcut = v == 1 && m != 1},
+                                     true);
+                check(&c);
+                recompute = false;
+                compiled_free(&c);
+            }
+}
+
 /* Calls `check` for networks of all variants and both kinds of program. */
 static void for_all(void (*check)(compiled *c)) {
+    for_recomputed(check);
     for (int run = 0; run < 4; run++)
         for (int v = 0; v < 7; v++) {
             const char *models[] = {"resnet8", "resnet20"};
@@ -425,6 +451,41 @@ static void test_memory_of_deep_networks(void **state) {
     }
 }
 
+/* Of the inside of blocks only one block's is alive at a time. */
+static void test_memory_of_recomputed_networks(void **state) {
+    (void)state;
+    static const char *const kinds[] = {"tau", "bn"};
+    for (int k = 0; k < 2; k++) {
+        size_t bytes[2];
+        recompute = true;
+        for (int m = 0; m < 2; m++) {
+            compiled c =
+                compile((tn_model_config){.model = m ? "resnet110" : "resnet56", .variant = kinds[k]}, true);
+            bytes[m] = c.program.worker_bytes + c.program.chunk_bytes;
+            compiled_free(&c);
+        }
+        recompute = false;
+        size_t wanted = (size_t)ROWS * 9 * 16 * 1024 * 7 / 4 * sizeof(float);
+        assert_in_range(bytes[1] - bytes[0], wanted - wanted / 100, wanted + wanted / 100);
+    }
+}
+
+/* A network whose every layer is a block has nothing to compute again. */
+static void test_nothing_to_recompute(void **state) {
+    (void)state;
+    tn_model *model;
+    tn_program program;
+    tn_model_config config = {.model = "fcresnet"};
+    assert_int_equal(tn_model_build(&config, &model), TN_OK);
+    size_t *grad_floats = calloc((size_t)model->node_count, sizeof *grad_floats);
+    recompute = true;
+    assert_int_equal(program_of(model, true, grad_floats, &program), TN_ERR_USAGE);
+    assert_non_null(strstr(tn_error(), "--recompute"));
+    recompute = false;
+    free(grad_floats);
+    tn_model_free(model);
+}
+
 static void test_allocation_failures(void **state) {
     (void)state;
     tn_model *model;
@@ -456,6 +517,8 @@ int main(void) {
         cmocka_unit_test(test_steps_find_what_they_need),
         cmocka_unit_test(test_evaluation_only_goes_forward),
         cmocka_unit_test(test_memory_of_deep_networks),
+        cmocka_unit_test(test_memory_of_recomputed_networks),
+        cmocka_unit_test(test_nothing_to_recompute),
         cmocka_unit_test(test_allocation_failures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
