@@ -37,8 +37,10 @@ static tn_status find_named(const char *device, const tn_backend_ops **ops, int 
         return tn_fail(TN_ERR_DEVICE,
                        "--device %s: this build of taunet has no CUDA backend; use --device cpu", device);
     bool numbered = device[length] == ':';
-    if (numbered) *number = (int)strtol(device + length + 1, &end, 10);
-    if (!*ops || (numbered && (end == device + length + 1 || *end || (*ops)->host_memory || *number < 0)))
+    long value = numbered ? strtol(device + length + 1, &end, 10) : 0;
+    *number = (int)value;
+    if (!*ops || (numbered && (end == device + length + 1 || *end || (*ops)->host_memory || *number < 0 ||
+                               *number != value)))
         return tn_fail(TN_ERR_USAGE, "--device %s: unknown device; use auto, cpu, cuda or cuda:N", device);
     int count = (*ops)->device_count();
     if (*number >= count)

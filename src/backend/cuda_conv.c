@@ -28,6 +28,7 @@ typedef struct conv_plan {
     int taps, ld, slice_rows;
     bool needs_epilogue, needs_sums, trained;
     void *forward_weights, *backward_weights; /* the same for cuBLAS */
+    float *bias;                              /* the vector, looked at like all packed parameters */
     uint32_t *masks;                          /* [chunks][mask_words] */
     size_t mask_words;
     /* Places in the scratch memory, in bytes. */
@@ -53,6 +54,7 @@ static void conv_free(tn_plan *head) {
     tn_cuda_release(backend, plan->forward_weights);
     tn_cuda_release(backend, plan->backward_weights);
     tn_cuda_release(backend, plan->masks);
+    tn_cuda_release(backend, plan->bias);
     tn_free(plan);
 }
 
@@ -103,8 +105,11 @@ static void plan_columns(conv_plan *plan) {
     const tn_conv_shape *s = &plan->shape;
     size_t row = (size_t)s->out_height * (size_t)s->out_width * (size_t)plan->ld * gemm_bytes(plan),
            rows = plan->base.cuda->columns_bytes / row;
-    plan->slice_rows = rows < 1 ? 1 : rows < (size_t)s->rows ? (int)rows : s->rows;
-    if (plan->method == GEMM) plan->slice_rows = s->rows;
+    /* Kernels want slices to begin at multiples of 16 bytes. */
+    size_t image = tn_cuda_floats(plan->base.in) * tn_cuda_store_bytes(plan->base.x_store), step = 1;
+    while (step * image % 16) step *= 2;
+    rows = rows < step ? step : rows / step * step;
+    plan->slice_rows = rows < (size_t)s->rows && plan->method == IM2COL ? (int)rows : s->rows;
 }
 
 static void plan_scratch(conv_plan *plan) {
@@ -139,10 +144,21 @@ static tn_status plan_pack(conv_plan *plan, int layout, void **memory) {
     return tn_cuda_plan_pack(&plan->base, item, node_of(plan)->weight, true, *memory);
 }
 
+static tn_status plan_bias(conv_plan *plan) {
+    int channels = plan->shape.out_channels;
+    size_t bytes = (size_t)channels * sizeof(float);
+    tn_pack_item item = {
+        .layout = TN_PACK_GEMM, .store = TN_STORE_F32, .out = 1, .in = channels, .taps = 1, .ld = channels};
+    TN_TRY(tn_cuda_alloc(&plan->base.cuda->head, &plan->bias, bytes, "bias"));
+    plan->base.head.bytes += bytes;
+    return tn_cuda_plan_pack(&plan->base, item, node_of(plan)->bias, false, plan->bias);
+}
+
 static tn_status allocate(conv_plan *plan, int chunks) {
     bool direct = plan->method == DIRECT, need_dx = plan->base.training && node_of(plan)->input != 0;
     TN_TRY(plan_pack(plan, direct ? TN_PACK_CONV_FORWARD : TN_PACK_GEMM, &plan->forward_weights));
     if (direct && need_dx) TN_TRY(plan_pack(plan, TN_PACK_CONV_BACKWARD, &plan->backward_weights));
+    if (node_of(plan)->bias >= 0) TN_TRY(plan_bias(plan));
     if (!plan->base.training || !node_of(plan)->relu) return TN_OK;
     plan->mask_words = (tn_cuda_floats(plan->base.out) * (size_t)plan->base.rows + 31) / 32;
     size_t bytes = (size_t)chunks * plan->mask_words * sizeof(uint32_t);
@@ -279,11 +295,11 @@ static tn_status conv_forward(tn_plan *head, const tn_args *a) {
     tn_cuda *cuda = plan->base.cuda;
     tn_epilogue e = {.c = tn_cuda_c(cuda, head),
                      .d = tn_cuda_d(cuda, head),
+                     .bias = plan->bias,
                      .r = has_residual(node) ? a->r : NULL,
                      .relu = node->relu,
                      .mask = mask_of(plan, a),
                      .nonfinite = a->nonfinite};
-    if (node->bias >= 0) e.bias = a->flat->values + head->model->params[node->bias].offset;
     if (plan->method == DIRECT) {
         TN_CUDA(tn_launch_conv3x3_forward(&plan->shape, plan->base.x_store, a->x, plan->forward_weights, e,
                                           plan->base.y_store, a->y, cuda->stream));

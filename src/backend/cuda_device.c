@@ -61,7 +61,7 @@ static void describe(int device, char *text, size_t size) {
 }
 
 static void forget(tn_cuda_graph *graph) {
-    if (graph->exec) (void)cudaGraphExecDestroy(graph->exec);
+    if (graph->exec && cudaGraphExecDestroy(graph->exec) != cudaSuccess) (void)cudaGetLastError();
     *graph = (tn_cuda_graph){0};
 }
 
@@ -128,12 +128,18 @@ static tn_status cuda_open(int device, int workers, tn_precision precision, tn_b
 
 /* ---- memory ---- */
 
+/* Launches go to streams of the thread's current device: made so wherever work on an engine begins. */
+static tn_status enter(tn_cuda *cuda) {
+    TN_CUDA(cudaSetDevice(cuda->device));
+    return TN_OK;
+}
+
 tn_status tn_cuda_alloc(tn_backend *backend, void *out, size_t bytes, const char *what) {
     tn_cuda *cuda = tn_cuda_of(backend);
     void **memory = out;
     *memory = NULL;
     if (bytes == 0) return TN_OK;
-    TN_CUDA(cudaSetDevice(cuda->device));
+    TN_TRY(enter(cuda));
     cudaError_t error = cudaMalloc(memory, bytes);
     if (error == cudaErrorMemoryAllocation) {
         size_t available = 0, total = 0;
@@ -145,18 +151,31 @@ tn_status tn_cuda_alloc(tn_backend *backend, void *out, size_t bytes, const char
             "--micro-batch",
             (double)bytes / (1 << 20), what, (double)available / (1 << 20), (double)total / (1 << 20));
     }
-    TN_CUDA(error);
-    TN_CUDA(cudaMemsetAsync(*memory, 0, bytes, cuda->stream));
-    return TN_OK;
+    if (error != cudaSuccess) return tn_cuda_fail("cudaMalloc", __FILE__, __LINE__, error);
+    error = cudaMemsetAsync(*memory, 0, bytes, cuda->stream);
+    if (error == cudaSuccess) return TN_OK;
+    tn_cuda_release(backend, *memory);
+    *memory = NULL;
+    return tn_cuda_fail("cudaMemsetAsync", __FILE__, __LINE__, error);
 }
 
 void tn_cuda_release(tn_backend *backend, void *memory) {
     (void)backend;
-    if (memory) (void)cudaFree(memory);
+    /* What can go wrong here is that something went wrong before, which its own call says. */
+    if (memory && cudaFree(memory) != cudaSuccess) (void)cudaGetLastError();
+}
+
+/* Behind a copy from or to a slot: whoever takes the slot next waits for it. */
+static tn_status slot_used(tn_cuda *cuda, tn_cuda_slot *slot) {
+    cudaError_t error = cudaEventRecord(slot->copied, cuda->stream);
+    if (error == cudaSuccess) return TN_OK;
+    (void)cudaStreamSynchronize(cuda->stream);
+    return tn_cuda_fail("cudaEventRecord", __FILE__, __LINE__, error);
 }
 
 tn_status tn_cuda_upload(tn_backend *backend, void *to, const void *from, size_t bytes) {
     tn_cuda *cuda = tn_cuda_of(backend);
+    TN_TRY(enter(cuda));
     for (size_t done = 0; done < bytes;) {
         size_t piece = bytes - done < SLOT_BYTES ? bytes - done : SLOT_BYTES;
         tn_cuda_slot *slot = &cuda->slots[cuda->next_slot];
@@ -165,7 +184,7 @@ tn_status tn_cuda_upload(tn_backend *backend, void *to, const void *from, size_t
         memcpy(slot->memory, (const char *)from + done, piece);
         TN_CUDA(
             cudaMemcpyAsync((char *)to + done, slot->memory, piece, cudaMemcpyHostToDevice, cuda->stream));
-        TN_CUDA(cudaEventRecord(slot->copied, cuda->stream));
+        TN_TRY(slot_used(cuda, slot));
         done += piece;
     }
     return TN_OK;
@@ -174,11 +193,13 @@ tn_status tn_cuda_upload(tn_backend *backend, void *to, const void *from, size_t
 static tn_status download(tn_backend *backend, void *to, const void *from, size_t bytes) {
     tn_cuda *cuda = tn_cuda_of(backend);
     tn_cuda_slot *slot = &cuda->slots[0];
+    TN_TRY(enter(cuda));
     for (size_t done = 0; done < bytes;) {
         size_t piece = bytes - done < SLOT_BYTES ? bytes - done : SLOT_BYTES;
         TN_CUDA(cudaMemcpyAsync(slot->memory, (const char *)from + done, piece, cudaMemcpyDeviceToHost,
                                 cuda->stream));
-        TN_CUDA(cudaStreamSynchronize(cuda->stream));
+        TN_TRY(slot_used(cuda, slot));
+        TN_CUDA(cudaEventSynchronize(slot->copied));
         memcpy((char *)to + done, slot->memory, piece);
         done += piece;
     }
@@ -315,17 +336,25 @@ static tn_status record(tn_backend *backend, int slot, bool fresh, bool *replay)
     return TN_OK;
 }
 
+/* Not complete: what was recorded is thrown away, and the error that came between is the one to report. */
+static tn_status end_recording(tn_cuda *cuda, tn_cuda_graph *graph, bool complete) {
+    cudaGraph_t recorded = NULL;
+    cuda->recording = false;
+    cudaError_t error = cudaStreamEndCapture(cuda->stream, &recorded);
+    if (error != cudaSuccess && complete)
+        return tn_cuda_fail("cudaStreamEndCapture", __FILE__, __LINE__, error);
+    if (complete) error = cudaGraphInstantiate(&graph->exec, recorded, 0);
+    if ((recorded && cudaGraphDestroy(recorded) != cudaSuccess) || error != cudaSuccess)
+        (void)cudaGetLastError();
+    if (complete && error != cudaSuccess)
+        return tn_cuda_fail("cudaGraphInstantiate", __FILE__, __LINE__, error);
+    return TN_OK;
+}
+
 static tn_status submit(tn_backend *backend, int slot, bool complete) {
     tn_cuda *cuda = tn_cuda_of(backend);
     tn_cuda_graph *graph = &cuda->graphs[slot];
-    if (cuda->recording) {
-        cudaGraph_t recorded = NULL;
-        cuda->recording = false;
-        cudaError_t error = cudaStreamEndCapture(cuda->stream, &recorded);
-        if (error == cudaSuccess && complete) error = cudaGraphInstantiate(&graph->exec, recorded, 0);
-        if (recorded) (void)cudaGraphDestroy(recorded);
-        if (complete) TN_CUDA(error);
-    }
+    if (cuda->recording) TN_TRY(end_recording(cuda, graph, complete));
     if (complete && graph->exec) TN_CUDA(cudaGraphLaunch(graph->exec, cuda->stream));
     return TN_OK;
 }

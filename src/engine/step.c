@@ -198,8 +198,10 @@ static tn_status step(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd, tn
     if (sgd) TN_TRY(set_rates(e, sgd));
     TN_TRY(tn_engine_begin(e, batch));
     e->eval_loaded = false;
-    TN_TRY(issue_or_replay(e, batch, sgd));
-    TN_TRY(tn_engine_read_report(e));
+    tn_status status = issue_or_replay(e, batch, sgd);
+    if (status == TN_OK) status = tn_engine_read_report(e);
+    if (status != TN_OK) e->packed = false; /* who knows how far the update came */
+    TN_TRY(status);
     TN_TRY(check_gradients(e));
     for (int i = 0; i < e->model->state_count; i++) e->norm_batches[i]++;
     TN_TRY(tn_engine_add_results(e, batch, result));

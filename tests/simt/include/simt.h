@@ -16,16 +16,24 @@ extern "C" {
  * effect at the next launch. SIMT_SEED. */
 void simt_set_seed(uint64_t seed);
 
-/* "sm_80", "sm_90", "none" (no device) or "driver" (insufficient driver), and how many devices there are.
- * Must be called before other calls, or between tests with nothing allocated. SIMT_DEVICE, SIMT_DEVICES. */
+/* "sm_80", "sm_90", "none" (no device), "driver" (insufficient driver) or "broken" (initialisation fails),
+ * and how many devices there are. Must be called before other calls, or between tests with nothing allocated.
+ * SIMT_DEVICE, SIMT_DEVICES. */
 void simt_set_device(const char *mode, int count);
 
 /* Device memory in bytes per device; a cudaMalloc beyond it fails. SIMT_MEMORY. */
 void simt_set_memory(size_t bytes);
 
 /* Makes the n-th next call (1 = the next) of the runtime function `call` return `error` (and, for 700 and
- * above, stick). One injection at a time. SIMT_FAIL="cudaMalloc:3:2". */
+ * above, stick). One injection at a time. "*" stands for any function, a launch and the cuBLAS calls of
+ * runtime/blas.cpp that ask, which answer CUBLAS_STATUS_EXECUTION_FAILED. SIMT_FAIL="cudaMalloc:3:2". */
 void simt_fail_call(const char *call, int n, int error);
+/* The call that simt_fail_call made fail; NULL while it has not come to that. */
+const char *simt_failed_call(void);
+
+/* What the host has made and not destroyed: allocations of device and pinned memory, streams, events, graphs,
+ * handles of cuBLAS. */
+size_t simt_objects(void);
 
 /* 1 in the instrumented build, 0 in the plain one. */
 int simt_is_instrumented(void);

@@ -3,6 +3,7 @@
  * at the end. */
 #include <cblas.h>
 
+#include <atomic>
 #include <cstring>
 
 #include "cublas_v2.h"
@@ -24,6 +25,17 @@ struct cublasContext {
 namespace simt {
 
 static uint64_t misaligned;
+static std::atomic<size_t> handles;
+
+size_t live_blas_handles() {
+    return handles;
+}
+
+/* Whether a call is to fail (simt_fail_call). */
+static bool refused(const char *call) {
+    std::lock_guard<std::mutex> guard(machine_lock);
+    return api_enter(call) != cudaSuccess;
+}
 
 struct Matrix {
     const char *data;
@@ -193,6 +205,8 @@ cublasStatus_t cublasCreate_v2(cublasHandle_t *handle) {
     int count = 0;
     *handle = nullptr;
     if (cudaGetDeviceCount(&count)) return CUBLAS_STATUS_NOT_INITIALIZED;
+    if (refused("cublasCreate")) return CUBLAS_STATUS_EXECUTION_FAILED;
+    handles++;
     *handle = new cublasContext{nullptr, CUBLAS_DEFAULT_MATH, CUBLAS_POINTER_MODE_HOST};
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -200,6 +214,7 @@ cublasStatus_t cublasCreate_v2(cublasHandle_t *handle) {
 cublasStatus_t cublasDestroy_v2(cublasHandle_t handle) {
     if (!handle) return CUBLAS_STATUS_NOT_INITIALIZED;
     delete handle;
+    handles--;
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -210,6 +225,7 @@ cublasStatus_t cublasGetVersion_v2(cublasHandle_t, int *version) {
 
 cublasStatus_t cublasSetStream_v2(cublasHandle_t handle, cudaStream_t stream) {
     if (!handle) return CUBLAS_STATUS_NOT_INITIALIZED;
+    if (refused("cublasSetStream")) return CUBLAS_STATUS_EXECUTION_FAILED;
     handle->stream = stream;
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -222,12 +238,14 @@ cublasStatus_t cublasGetStream_v2(cublasHandle_t handle, cudaStream_t *stream) {
 
 cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t handle, void *workspace, size_t bytes) {
     if (!handle) return CUBLAS_STATUS_NOT_INITIALIZED;
+    if (refused("cublasSetWorkspace")) return CUBLAS_STATUS_EXECUTION_FAILED;
     bool bad = bytes && (!is_device_address(workspace) || (uintptr_t)workspace % 256);
     return bad ? CUBLAS_STATUS_INVALID_VALUE : CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasSetMathMode(cublasHandle_t handle, cublasMath_t mode) {
     if (!handle) return CUBLAS_STATUS_NOT_INITIALIZED;
+    if (refused("cublasSetMathMode")) return CUBLAS_STATUS_EXECUTION_FAILED;
     handle->math = mode;
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -306,6 +324,7 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transa, cub
                             int n, int k, const void *alpha, const void *a, cudaDataType atype, int lda,
                             const void *b, cudaDataType btype, int ldb, const void *beta, void *c,
                             cudaDataType ctype, int ldc, cublasComputeType_t compute, cublasGemmAlgo_t algo) {
+    if (refused("cublasGemmEx")) return CUBLAS_STATUS_EXECUTION_FAILED;
     return cublasGemmStridedBatchedEx(handle, transa, transb, m, n, k, alpha, a, atype, lda, 0, b, btype, ldb,
                                       0, beta, c, ctype, ldc, 0, 1, compute, algo);
 }

@@ -15,21 +15,21 @@ static const DeviceModel models[] = {
     {"SIMT machine (sm_86)", 8, 6, 84, (size_t)24 << 30, 101376, 102400},
     {"SIMT machine (sm_90)", 9, 0, 132, (size_t)80 << 30, 232448, 233472},
 };
-static const char *const mode_names[] = {"sm_80", "sm_86", "sm_90", "none", "driver"};
+static const char *const mode_names[] = {"sm_80", "sm_86", "sm_90", "none", "driver", "broken"};
 
 static int mode = 2, count = 1;
 static size_t memory_limit;
 static bool ready;
-static std::string fail_name;
+static std::string fail_name, failed_name;
 static int fail_after, fail_error;
 static thread_local cudaError_t last_error;
 static thread_local int device;
 static cudaError_t sticky[64];
 
 static int parse_mode(const char *text) {
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < 6; i++)
         if (strcmp(text, mode_names[i]) == 0) return i;
-    fprintf(stderr, "simt: SIMT_DEVICE is %s, must be sm_80, sm_86, sm_90, none or driver\n", text);
+    fprintf(stderr, "simt: SIMT_DEVICE is %s, must be sm_80, sm_86, sm_90, none, driver or broken\n", text);
     exit(2);
 }
 
@@ -76,14 +76,17 @@ size_t device_memory_limit() {
 }
 
 static cudaError_t absent() {
-    return mode == 3 ? cudaErrorNoDevice : mode == 4 ? cudaErrorInsufficientDriver : cudaSuccess;
+    static const cudaError_t errors[] = {cudaErrorNoDevice, cudaErrorInsufficientDriver,
+                                         cudaErrorInitializationError};
+    return mode < 3 ? cudaSuccess : errors[mode - 3];
 }
 
 cudaError_t api_enter(const char *call) {
     start();
     if (cudaError_t error = absent()) return error;
     if (sticky[device]) return sticky[device];
-    if (fail_after > 0 && fail_name == call && --fail_after == 0) {
+    if (fail_after > 0 && (fail_name == "*" || fail_name == call) && --fail_after == 0) {
+        failed_name = call;
         cudaError_t error = (cudaError_t)fail_error;
         if (fail_error >= 700 && fail_error < 800) sticky[device] = error;
         return error;
@@ -121,6 +124,15 @@ void simt_fail_call(const char *call, int n, int error) {
     fail_name = call;
     fail_after = n;
     fail_error = error;
+    failed_name.clear();
+}
+
+const char *simt_failed_call(void) {
+    return failed_name.empty() ? nullptr : failed_name.c_str();
+}
+
+size_t simt_objects(void) {
+    return live_memories() + live_handles() + live_blas_handles();
 }
 
 int simt_is_instrumented(void) {
@@ -229,8 +241,7 @@ cudaError_t cudaSetDeviceFlags(unsigned int) {
     return cudaSuccess;
 }
 
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int d) {
-    API_ENTER();
+static cudaError_t properties(cudaDeviceProp *p, int d) {
     if (d < 0 || d >= count) return api_return(cudaErrorInvalidDevice);
     const DeviceModel &m = device_model();
     memset(p, 0, sizeof *p);
@@ -264,9 +275,15 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int d) {
     return cudaSuccess;
 }
 
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int d) {
+    API_ENTER();
+    return properties(p, d);
+}
+
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int d) {
     cudaDeviceProp p;
-    if (cudaError_t error = cudaGetDeviceProperties(&p, d)) return error;
+    API_ENTER();
+    if (cudaError_t error = properties(&p, d)) return error;
     switch (attribute) {
     case cudaDevAttrMaxThreadsPerBlock:
         *value = p.maxThreadsPerBlock;

@@ -127,6 +127,13 @@ size_t device_used(int device) {
     return used[device];
 }
 
+size_t live_memories() {
+    std::lock_guard<std::recursive_mutex> lock(memory_lock);
+    size_t live = pinned.size();
+    for (const Allocation &a : allocations) live += a.number && !a.freed;
+    return live;
+}
+
 /* Allocations open up when they are first touched: most operations touch few of many. */
 void device_open() {
     std::lock_guard<std::recursive_mutex> lock(memory_lock);

@@ -25,6 +25,8 @@ void *device_allocate(size_t bytes, int device); /* null: no room */
 enum class FreeResult { Done, Unknown, Twice };
 FreeResult device_free(void *pointer);
 size_t device_used(int device);
+/* Device and pinned allocations that are not freed. */
+size_t live_memories();
 /* Complains about marked bytes that have changed. */
 void check_red_zones();
 /* Lets the machine (and with it everybody) at device memory, and closes it again. */

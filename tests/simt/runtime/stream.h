@@ -112,6 +112,10 @@ size_t device_memory_limit();
 cudaError_t refuse_in_capture(const char *call);
 bool any_capture();
 
+/* Streams, events and graphs that are not destroyed; handles of cuBLAS. */
+size_t live_handles();
+size_t live_blas_handles();
+
 #define API_ENTER()                                                                                          \
     std::lock_guard<std::mutex> api_guard(machine_lock);                                                     \
     if (cudaError_t api_error = api_enter(__func__)) return api_return(api_error)

@@ -47,6 +47,14 @@ template <class T> static bool known(const std::vector<T *> &list, const void *h
     return std::find(list.begin(), list.end(), handle) != list.end();
 }
 
+size_t live_handles() {
+    std::lock_guard<std::mutex> guard(machine_lock);
+    size_t live = graphs.size() + execs.size();
+    for (const Event *e : events) live += !e->destroyed;
+    for (const Stream *s : all_streams()) live += !s->destroyed && !s->internal && !s->legacy;
+    return live;
+}
+
 /* Kernel launches */
 
 static cudaError_t launch_error(const LaunchRequest &r) {
@@ -86,7 +94,8 @@ void submit(LaunchRequest &&request, cudaStream_t handle) {
         return;
     }
     Stream *s = find_stream(handle);
-    cudaError_t error = s ? launch_error(request) : cudaErrorInvalidResourceHandle;
+    bool here = s && s->device == current_device();
+    cudaError_t error = here ? launch_error(request) : cudaErrorInvalidResourceHandle;
     if (error) {
         api_return(error);
         return;
@@ -406,14 +415,16 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode) {
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t *out) {
-    API_ENTER();
+    std::lock_guard<std::mutex> guard(machine_lock);
+    cudaError_t failed = api_enter(__func__); /* ends the capture all the same */
     *out = nullptr;
     Stream *s = find_stream(handle);
     if (!s) return api_return(cudaErrorInvalidResourceHandle);
-    if (!s->capture) return api_return(cudaErrorInvalidValue);
+    if (!s->capture) return api_return(failed ? failed : cudaErrorInvalidValue);
     Capture *c = s->capture;
     if (c->origin != s) return api_return(cudaErrorStreamCaptureUnmatched);
-    cudaError_t error = c->invalid    ? cudaErrorStreamCaptureInvalidated
+    cudaError_t error = failed        ? failed
+                        : c->invalid  ? cudaErrorStreamCaptureInvalidated
                         : !joined(*c) ? cudaErrorStreamCaptureUnjoined
                                       : cudaSuccess;
     end_capture(c);
