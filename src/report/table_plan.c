@@ -154,13 +154,21 @@ static tn_status set_words(tn_options *options, const char *list) {
     return TN_OK;
 }
 
+/* Folders and tar shards are two forms of the same images. */
+static const char *kind_of(const char *spec) {
+    static const char *const kinds[] = {
+        "cifar10:", "cifar100:", "mnist:", "synthetic:", "folder:", "webdataset:"};
+    int count = (int)(sizeof kinds / sizeof *kinds);
+    for (int i = 0; i < count; i++)
+        if (!strncmp(spec, kinds[i], strlen(kinds[i]))) return i == count - 1 ? "folder:" : kinds[i];
+    return "";
+}
+
 /* Puts the data set of --data that is of the same kind in place of the recipe's. */
 static tn_status move_data(tn_options *run, const char *list) {
     char spec[4096];
-    size_t kind = strcspn(run->data, ":");
     while (tn_next_word(&list, ',', spec, sizeof spec))
-        if (strcspn(spec, ":") == kind && spec[kind] == ':' && !strncmp(spec, run->data, kind))
-            return tn_options_set(run, "data", spec);
+        if (!strcmp(kind_of(spec), kind_of(run->data))) return tn_options_set(run, "data", spec);
     return TN_OK;
 }
 
