@@ -48,16 +48,18 @@ static const char *absence(void) {
 
 static void describe(int device, char *text, size_t size) {
     struct cudaDeviceProp p;
-    int runtime = 0, driver = 0;
+    int runtime = 0, driver = 0, major = 0, minor = 0;
     if (cudaGetDeviceProperties(&p, device) != cudaSuccess ||
-        cudaRuntimeGetVersion(&runtime) != cudaSuccess || cudaDriverGetVersion(&driver) != cudaSuccess) {
+        cudaRuntimeGetVersion(&runtime) != cudaSuccess || cudaDriverGetVersion(&driver) != cudaSuccess ||
+        cublasGetProperty(MAJOR_VERSION, &major) != CUBLAS_STATUS_SUCCESS ||
+        cublasGetProperty(MINOR_VERSION, &minor) != CUBLAS_STATUS_SUCCESS) {
         (void)cudaGetLastError();
         snprintf(text, size, "device %d", device);
         return;
     }
-    snprintf(text, size, "%d: %s, %.1f GiB, sm_%d%d, CUDA %d.%d, driver %d.%d", device, p.name,
+    snprintf(text, size, "%d: %s, %.1f GiB, sm_%d%d, CUDA %d.%d, driver %d.%d, cuBLAS %d.%d", device, p.name,
              (double)p.totalGlobalMem / (1 << 30), p.major, p.minor, runtime / 1000, runtime % 1000 / 10,
-             driver / 1000, driver % 1000 / 10);
+             driver / 1000, driver % 1000 / 10, major, minor);
 }
 
 static void forget(tn_cuda_graph *graph) {
