@@ -253,6 +253,6 @@ MUTATIONS = [
      "scalars of nodes are not brought up to date", "cuda_engine"),
     (CUDA_NORM, "    return clear_padding(plan, a->dx, plan->base.x_store, a->rows);", "    return TN_OK;",
      "padding keeps gradients of an earlier batch", "cuda_engine"),
-    (STEP, "        if (same_recording(&e->recordings[i], &wanted)) return i;", "        return 0;",
+    (STEP, "        if (same_recording(&e->recordings[i], &wanted)) return i;", "        if (same_recording(&e->recordings[i], &wanted) || 1) return i;",
      "a graph of another kind of step is replayed", "cuda_engine"),
 ]
