@@ -139,10 +139,10 @@ tests: $(UNIT_BIN) $(REPLAY_BIN)
 # What was found when the objects were built: with something else they are built again.
 $(BUILD)/found: always
 	@mkdir -p $(@D)
-	@echo 'mpi: $(MPI_CFLAGS)' | cmp -s - $@ || echo 'mpi: $(MPI_CFLAGS)' > $@
+	@echo 'mpi: $(MPI_CFLAGS) cuda: $(HAVE_CUDA)' | cmp -s - $@ || echo 'mpi: $(MPI_CFLAGS) cuda: $(HAVE_CUDA)' > $@
 $(BUILD)/src/comm/transport.o: CPPFLAGS += $(if $(MPI_CFLAGS),-DTN_MPI)
 $(BUILD)/src/comm/comm_mpi.o: CPPFLAGS += $(MPI_CFLAGS:-I%=-isystem %)
-$(BUILD)/src/comm/transport.o $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so: $(BUILD)/found
+$(BUILD)/src/comm/transport.o $(BUILD)/src/backend/backend.o $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so: $(BUILD)/found
 
 $(BUILD)/libtaunet.a: $(LIB_OBJ)
 	@rm -f $@
