@@ -90,7 +90,7 @@ HAVE_NVCC = @command -v $(NVCC) >/dev/null || { echo "$@: no nvcc found (PATH, o
 KERNEL_NAMES := $(patsubst kernels/%.cu,%,$(sort $(wildcard kernels/*.cu)))
 
 simt-nvcc: ## compile kernels and their tests with nvcc for sm_80, sm_90 and PTX, and link them
-	$(HAVE_NVCC) $(MAKE) --no-print-directory $(SIMT_TESTS:%=$(SIMT_NVCC)/%) \
+	$(HAVE_NVCC) $(MAKE) --no-print-directory $(patsubst %,$(SIMT_NVCC)/%,$(filter test_kernels_%,$(SIMT_TESTS))) \
 	  $(patsubst %,$(SIMT_NVCC)/$(SIMT_DIR)/selftest/%.o,correct library_kernels planted)
 $(SIMT_NVCC)/%.o: %.cu
 	@mkdir -p $(@D)
@@ -98,7 +98,7 @@ $(SIMT_NVCC)/%.o: %.cu
 $(SIMT_NVCC)/%.o: %.c
 	@mkdir -p $(@D)
 	$(NVCC) $(CPPFLAGS) -Xcompiler -std=c11,-O2,-Wall,-Wextra,-Werror -MMD -MP -c -o $@ $<
-$(SIMT_NVCC)/test_%: $(SIMT_NVCC)/$(SIMT_DIR)/test_%.o $(SIMT_NVCC)/$(SIMT_DIR)/kernel_check.o $(SIMT_TESTED:%=$(SIMT_NVCC)/%)
+$(SIMT_NVCC)/test_kernels_%: $(SIMT_NVCC)/$(SIMT_DIR)/test_kernels_%.o $(SIMT_NVCC)/$(SIMT_DIR)/kernel_check.o $(SIMT_TESTED:%=$(SIMT_NVCC)/%)
 	$(NVCC) $(NVCC_ARCH) -o $@ $^ $(SIMT_TEST_LIBS)
 
 cuda-report: ## registers, shared memory, spills and occupancy of every kernel for sm_80 and sm_90 (needs nvcc)
