@@ -8,6 +8,7 @@
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define REPEATS 8 /* in a round, between its two events */
 
@@ -32,7 +33,8 @@ static const product products[] = {{"fp32", CUDA_R_32F, CUBLAS_COMPUTE_32F},
 #define PRODUCTS ((int)(sizeof products / sizeof *products))
 
 static int fail(const char *call, int line, const char *text) {
-    fprintf(stderr, "device_peak: %s failed at %s:%d: %s\n", call, __FILE__, line, text);
+    fprintf(stderr, "device_peak: %.*s failed at %s:%d: %s\n", (int)strcspn(call, "("), call, __FILE__, line,
+            text);
     return 1;
 }
 
@@ -97,24 +99,23 @@ static int prepare(bench *b, int device) {
 static int run(bench *b, int device) {
     struct cudaDeviceProp p;
     int runtime, driver, blas;
-    double seconds;
+    double n = b->size, copying, seconds[PRODUCTS];
     if (prepare(b, device)) return 1;
     TRY(cudaGetDeviceProperties(&p, device));
     TRY(cudaRuntimeGetVersion(&runtime));
     TRY(cudaDriverGetVersion(&driver));
     TRY_BLAS(cublasGetVersion(b->blas, &blas));
+    if (measure(b, NULL, &copying)) return 1;
+    for (int i = 0; i < PRODUCTS; i++)
+        if (measure(b, &products[i], &seconds[i])) return 1;
     printf("{\"device\": \"%s\", \"compute_capability\": \"%d.%d\", \"multiprocessors\": %d, "
            "\"memory_bytes\": %zu, "
            "\"runtime\": %d, \"driver\": %d, \"cublas\": %d",
            p.name, p.major, p.minor, p.multiProcessorCount, p.totalGlobalMem, runtime, driver, blas);
-    if (measure(b, NULL, &seconds)) return 1;
     printf(", \"copy_bytes\": %zu, \"copy_bytes_per_second\": %.6g, \"matrix_size\": %d, \"matmul_flops\": {",
-           b->bytes, 2.0 * (double)b->bytes / seconds, b->size);
-    for (int i = 0; i < PRODUCTS; i++) {
-        double n = b->size;
-        if (measure(b, &products[i], &seconds)) return 1;
-        printf("%s\"%s\": %.6g", i ? ", " : "", products[i].name, 2 * n * n * n / seconds);
-    }
+           b->bytes, 2.0 * (double)b->bytes / copying, b->size);
+    for (int i = 0; i < PRODUCTS; i++)
+        printf("%s\"%s\": %.6g", i ? ", " : "", products[i].name, 2 * n * n * n / seconds[i]);
     printf("}}\n");
     return 0;
 }

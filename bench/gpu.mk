@@ -1,11 +1,11 @@
-# What runs on a machine with a CUDA device (docs/gpu.md). gpu-tests only builds, for machines without one.
+# What runs on a machine with a CUDA device (docs/gpu.md). gpu-tests only builds, where there is
+# nvcc.
 GPU_TESTS := $(patsubst tests/simt/%.c,%,$(filter-out tests/simt/test_cuda_faults.c,$(sort $(wildcard tests/simt/test_*.c))))
 GPU_OUT ?= runs/gpu-bench
 GPU_READY = $(PYTHON) bench/gpu_device.py '$(NVCC)' | sed 's/^/$@: /' | grep . && exit 1;
 
 gpu-tests: ## build what gpu-test and gpu-bench run, with nvcc
-	@$(PYTHON) -c 'import sys; sys.path.insert(0, "bench"); import gpu_device; r = gpu_device.missing_compiler(sys.argv[1]); sys.exit(r and "$@: " + r)' '$(NVCC)'
-	@$(MAKE) --no-print-directory all $(GPU_TESTS:%=$(BUILD)/simt/nvcc/%) $(BUILD)/bench/device_peak
+	$(HAVE_NVCC) $(MAKE) --no-print-directory all $(GPU_TESTS:%=$(BUILD)/simt/nvcc/%) $(BUILD)/bench/device_peak
 
 gpu-test: ## run kernels and backend on a CUDA device against their references
 	@$(GPU_READY) $(MAKE) --no-print-directory gpu-tests

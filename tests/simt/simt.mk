@@ -86,7 +86,7 @@ NVCC ?= nvcc
 NVCC_ARCH := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
 NVCC_FLAGS := -std=c++17 -O3 -Werror all-warnings $(NVCC_ARCH) -Iinclude -Isrc -I.
 SIMT_NVCC := $(BUILD)/simt/nvcc
-HAVE_NVCC = @command -v $(NVCC) >/dev/null || { echo "$@: no nvcc found (PATH, or make NVCC=...), nothing done"; exit 0; };
+HAVE_NVCC = @command -v "$(NVCC)" >/dev/null || { echo "$@: no nvcc found (PATH, or make NVCC=...), nothing done"; exit 0; };
 KERNEL_NAMES := $(patsubst kernels/%.cu,%,$(sort $(wildcard kernels/*.cu)))
 
 simt-nvcc: ## compile kernels and their tests with nvcc for sm_80, sm_90 and PTX, and link them
