@@ -184,4 +184,5 @@ say-cuda:
 .PRECIOUS: $(BUILD)/%.o
 .PHONY: all say-cuda link-flags demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests always
 include tests/simt/simt.mk
+include bench/gpu.mk
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -36,6 +36,9 @@ def parse_options():
     parser.add_argument("--seconds", type=float, default=5, help="length of a measurement")
     parser.add_argument("--steps", type=int, help="length in steps, instead of --seconds")
     parser.add_argument("--warm-up", type=int, default=3, metavar="STEPS")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32",
+                        help="tf32 is for CUDA; bf16 is autocast, parameters stay float32")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", action="store_true")
     options = parser.parse_args()
@@ -60,16 +63,29 @@ def make_optimizer(torch, groups, kind, lr):
     raise AssertionError("unreachable")
 
 
+def use_device(torch, options):
+    """The device, with PyTorch's switches for the precision: without them convolutions on CUDA use tf32."""
+    device = torch.device(options.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.precision == "tf32"
+        torch.backends.cudnn.benchmark = True
+    elif options.precision == "tf32":
+        sys.exit("bench_torch.py: --precision tf32 needs --device cuda")
+    return device
+
+
 class Training:
     """A network, a batch and an optimizer in one memory layout."""
 
     def __init__(self, torch, models, options, layout):
         torch.manual_seed(0)
+        device = use_device(torch, options)
         memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
         connected = options.model in ("fcresnet", "feedforward")
         if connected:
             import fc_models
-            self.net = fc_models.build(options.model, options.depth, options.width).train()
+            self.net = fc_models.build(options.model, options.depth, options.width).to(device).train()
             groups = [p for p in self.net.parameters() if p.requires_grad]
             shape, classes, lr = (1, 28, 28), 10, 1e-5
         else:
@@ -80,7 +96,7 @@ class Training:
         classes = options.classes or classes
         if not connected:
             net = models.build(options.model, options.variant, channels=shape[0], classes=classes)
-            self.net = net.to(memory_format=memory_format).train()
+            self.net = net.to(device, memory_format=memory_format).train()
             groups = models.parameter_groups(self.net, lr=lr)
         images = torch.randn(options.batch, *shape)
         self.images = images.contiguous(memory_format=memory_format)
@@ -88,8 +104,12 @@ class Training:
         self.optimizer, self.optimizer_kind = make_optimizer(torch, groups, options.optimizer, lr)
         self.average_tau_gradient = (lambda net: None) if connected else models.average_tau_gradient
 
+        self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self.images, self.labels = self.images.to(device), self.labels.to(device)
+
         def loss_of(images, labels):
-            return torch.nn.functional.cross_entropy(self.net(images), labels)
+            with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+                return torch.nn.functional.cross_entropy(self.net(images), labels)
 
         self.loss_of = torch.compile(loss_of) if options.compile == "yes" else loss_of
 
@@ -107,6 +127,7 @@ class Training:
         while len(times) < steps if steps else len(times) < MIN_STEPS or time.perf_counter() - start < seconds:
             before = time.perf_counter()
             loss = self.step()
+            self.wait()
             times.append(time.perf_counter() - before)
         if not math.isfinite(loss.item()):
             raise RuntimeError("the loss is %s after %d steps: the timing means nothing" % (loss.item(), len(times)))
@@ -117,7 +138,7 @@ def describe(torch, options, layout, training, times):
     rates = [options.batch / seconds for seconds in times]
     return {"framework": "PyTorch", "version": torch.__version__, "python": sys.executable, "model": options.model,
             "variant": options.variant, "batch": options.batch, "threads": torch.get_num_threads(), "layout": layout,
-            "depth": options.depth, "width": options.width,
+            "depth": options.depth, "width": options.width, "device": options.device, "precision": options.precision,
             "mode": "compile" if options.compile == "yes" else "eager", "optimizer": training.optimizer_kind,
             "steps": len(times), "images_per_second": statistics.median(rates), "min": min(rates), "max": max(rates)}
 

@@ -68,7 +68,7 @@ class Peer:
     def __init__(self, python, network, layout, mode, options):
         command = [python, os.path.join(HERE, "bench_torch.py"), "--serve", *model_options(network),
                    "--batch", str(options.batch), "--threads", str(options.threads), "--layout", layout,
-                   "--compile", "yes" if mode == "compile" else "no"]
+                   "--compile", "yes" if mode == "compile" else "no", *getattr(options, "peer_options", [])]
         self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
                                         bufsize=0)
