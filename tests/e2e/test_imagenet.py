@@ -45,7 +45,15 @@ class ImageNet(Case):
         self.assertEqual((seen["top1"], seen["top5"]), (told["val_top1"], told["val_top5"]))
 
     def test_basic_blocks(self):
-        self.assert_evaluates(self.train("run", "resnet18", "bn", "--epochs", 1, "--ema", 0.5, "--recompute", "yes"))
+        folder = self.train("run", "resnet18", "bn", "--epochs", 1, "--ema", 0.5, "--recompute", "yes")
+        self.assert_evaluates(folder)
+        # A bare state dict, as PyTorch saves it, says nothing of the network: the options do.
+        bare = self.base / "bare.safetensors"
+        harness.write_safetensors(bare, {}, harness.read_safetensors(folder / "best.safetensors")[1])
+        command = ["eval", "--checkpoint", bare, "--data", DATA, "--json", "yes"]
+        self.refuse(1, ["bare.safetensors", "--model"], *command)
+        seen = json.loads(self.succeed(*command, "--model", "resnet18", "--variant", "bn").stdout)
+        self.assertAlmostEqual(seen["loss"], harness.events(folder, "epoch")[-1]["val_loss"], 6)
 
     def test_bottlenecks(self):
         self.assert_evaluates(self.train("run", "resnet50", "tau", "--epochs", 1, "--label-smoothing", 0.1))
