@@ -326,7 +326,7 @@ static void saved_config_reads_back(void **state) {
         "--data synthetic:3x8x8:10:64 --augment none --mixup 0.3 "
         "--label-smoothing 0.1 --shuffle no --mean 0.4914,0.1,1e-20 --std 0.3333333333,3e38,1 "
         "--image-size 48 --resize 50 --on-bad-sample skip --limit-batches 3 --epochs 7 --steps 9 --batch 5 "
-        "--micro-batch 2 --ema 0.9375 --lr 0.1000000001 "
+        "--micro-batch 2 --recompute --ema 0.9375 --lr 0.1000000001 "
         "--momentum 0.3333333333333333148 --weight-decay 5e-324 --scalar-lr 123456789 --schedule cosine "
         "--warmup 2.5 --seed 9223372036854775807 --init a\\b\"c --device cuda:12 --threads 3 "
         "--precision tf32 --deterministic no --out \xC3\xA9~\t\x01\x7F --save-every 4 --keep 11 "
