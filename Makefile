@@ -19,18 +19,34 @@ CFLAGS := -std=c11 $(OPT) -g -fPIC -fopenmp -ffp-contract=off $(WARN) $(SANITIZE
 LDFLAGS := -fopenmp $(SANITIZE)
 LDLIBS := -ldnnl -ljansson -lxxhash -ljpeg -lspng -lz -lpthread -lm
 
-LIB_SRC := $(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/backend/*.c src/backend/*/*.c \
-                             src/engine/*.c src/train/*.c src/theory/*.c))
+# The CUDA backend is built where there is a toolkit: nvcc under CUDA_HOME or on PATH. CUDA=no leaves it out.
+CUDA ?= yes
+CUDA_SRC := $(sort $(wildcard src/backend/cuda_*.c))
+KERNEL_SRC := $(sort $(wildcard kernels/*.cu))
+NVCC ?= $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc))
+ifeq ($(CUDA),yes)
+ifneq ($(NVCC),)
+HAVE_CUDA := yes
+TOOLKIT := $(realpath $(dir $(realpath $(NVCC)))..)
+CUDA_ARCH ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
+CUDA_LIBS := -L$(TOOLKIT)/lib64 -Wl,-rpath,$(TOOLKIT)/lib64 -lcublas -lcudart -lstdc++
+endif
+endif
+LIB_SRC := $(filter-out $(CUDA_SRC),$(sort $(wildcard src/base/*.c src/io/*.c src/data/*.c src/model/*.c src/backend/*.c \
+                             src/backend/*/*.c src/engine/*.c src/train/*.c src/plot/*.c src/theory/*.c \
+                             src/report/*.c)))
 CLI_SRC := $(sort $(wildcard src/cli/*.c))
 SUPPORT_SRC := $(sort $(wildcard tests/support/*.c))
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+COMMA := ,
 OBJ = $(patsubst %.c,$(BUILD)/%.o,$(1))
+LIB_OBJ := $(call OBJ,$(LIB_SRC)) $(if $(HAVE_CUDA),$(call OBJ,$(CUDA_SRC)) $(KERNEL_SRC:%.cu=$(BUILD)/%.o))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
 REPLAY_BIN := $(FUZZ_SRC:tests/fuzz/fuzz_%.c=$(BUILD)/fuzz/replay_%)
-C_FILES = $(shell git ls-files '*.c' '*.h')
+C_FILES = $(shell git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cpp')
 
-all: have-build $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so $(BUILD)/taunet $(BUILD)/pack ## build the library and the program
+all: have-build say-cuda $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so $(BUILD)/taunet $(BUILD)/pack ## build the library and the program
 
 demo: need-build+demo ## train a tau-ResNet-20 on Fashion-MNIST for two epochs
 	@$(MAKE) --no-print-directory all
@@ -40,10 +56,9 @@ test: need-build+test ## build and run all tests
 	@$(MAKE) --no-print-directory all tests
 	@$(PYTHON) tests/run.py $(BUILD) $(TESTS)
 
-bench: all $(BUILD)/bench/loader ## throughput of training steps and of the data loader
-	@for model in resnet20 resnet110; do for variant in tau bn; do \
-	  $(BUILD)/taunet bench --model $$model --variant $$variant --steps 10 || exit 1; echo; done; done
-	@$(BUILD)/bench/loader
+bench: need-build+peers ## throughput of all networks beside PyTorch, and of the data loader: docs/results/performance.md
+	@$(MAKE) --no-print-directory all $(BUILD)/bench/loader
+	bench/compare --taunet $(BUILD)/taunet --out docs/results/performance.md $(COMPARE)
 
 bench-peers: need-peers ## compare throughput with PyTorch on this machine
 	@$(MAKE) --no-print-directory all
@@ -54,11 +69,11 @@ test-interop: need-build+interop ## exchange files with the Python package safet
 	tests/interop/run.sh $(BUILD)/interop/safetensors_copy $(BUILD)/taunet
 
 asan: need-build+test ## run all tests under the address and undefined-behaviour sanitizers
-	@$(MAKE) --no-print-directory BUILD=build-asan OPT=-O1 \
+	@$(MAKE) --no-print-directory BUILD=build-asan CUDA=no OPT=-O1 \
 	  SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer' test
 
 tsan: need-build+test ## run the tests of what is threaded under the thread sanitizer
-	@$(MAKE) --no-print-directory BUILD=build-tsan OPT=-O1 SANITIZE=-fsanitize=thread \
+	@$(MAKE) --no-print-directory BUILD=build-tsan CUDA=no OPT=-O1 SANITIZE=-fsanitize=thread \
 	  $(addprefix build-tsan/unit/,test_pool test_gradient_tree test_loader test_image_sets test_pack test_cpu_engine)
 	@for t in test_pool test_gradient_tree test_loader test_image_sets test_pack test_cpu_engine; do build-tsan/unit/$$t || exit 1; done
 
@@ -66,7 +81,7 @@ fuzz: need-build+fuzz ## fuzz every parser for FUZZ_SECONDS each
 	@for source in $(FUZZ_SRC); do \
 	  name=$$(basename $$source .c); name=$${name#fuzz_}; mkdir -p build-fuzz/$$name; \
 	  clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $(CPPFLAGS) -o build-fuzz/fuzz_$$name \
-	    $$source $(filter src/base/% src/io/% src/data/%,$(LIB_SRC)) -ljansson -lxxhash -ljpeg -lspng -lz -lpthread -lm || exit 1; \
+	    $$source $(filter src/base/% src/io/% src/data/% src/plot/% src/report/%,$(LIB_SRC)) -ljansson -lxxhash -ljpeg -lspng -lz -lpthread -lm || exit 1; \
 	  echo "== $$name"; build-fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 \
 	    -artifact_prefix=build-fuzz/$$name- build-fuzz/$$name tests/fuzz/corpus/$$name || exit 1; done
 
@@ -87,6 +102,8 @@ install: all ## install program, library, headers and pkg-config file under PREF
 	install -m 755 $(BUILD)/libtaunet.so $(DESTDIR)$(PREFIX)/lib/libtaunet.so.0
 	ln -sf libtaunet.so.0 $(DESTDIR)$(PREFIX)/lib/libtaunet.so
 	install -m 644 include/taunet/*.h $(DESTDIR)$(PREFIX)/include/taunet/
+	install -d $(DESTDIR)$(PREFIX)/share/taunet/tables
+	install -m 644 bench/tables/*.toml $(DESTDIR)$(PREFIX)/share/taunet/tables/
 	printf 'prefix=%s\nName: taunet\nDescription: training engine for residual networks with scaled branches\nVersion: %s\nCflags: -I$${prefix}/include\nLibs: -L$${prefix}/lib -ltaunet\nLibs.private: -fopenmp $(LDLIBS)\n' \
 	  '$(PREFIX)' '$(VERSION)' > $(DESTDIR)$(PREFIX)/lib/pkgconfig/taunet.pc
 
@@ -97,7 +114,7 @@ clean: ## remove all build folders
 	rm -rf $(BUILD) build-*
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(filter %Makefile %.mk,$(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 # need-SET+SET installs what is missing, all at once as package managers take no company; have-SET only says so.
 need-%:
@@ -105,12 +122,16 @@ need-%:
 have-%:
 	@tools/deps check $*
 
+# What a program links with beside libtaunet.a.
+link-flags:
+	@echo -fopenmp $(LDLIBS)
+
 tests: $(UNIT_BIN) $(REPLAY_BIN)
 
-$(BUILD)/libtaunet.a: $(call OBJ,$(LIB_SRC))
+$(BUILD)/libtaunet.a: $(LIB_OBJ)
 	@rm -f $@
 	ar rcs $@ $^
-$(BUILD)/libtaunet.so: $(call OBJ,$(LIB_SRC))
+$(BUILD)/libtaunet.so: $(LIB_OBJ)
 	$(CC) -shared -Wl,-soname,libtaunet.so.0 -o $@ $^ $(LDFLAGS) $(LDLIBS)
 $(BUILD)/taunet: $(call OBJ,$(CLI_SRC)) $(BUILD)/libtaunet.a
 	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS)
@@ -119,6 +140,14 @@ $(BUILD)/pack: $(BUILD)/datasets/pack.o $(BUILD)/libtaunet.a
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+ifdef HAVE_CUDA
+LDLIBS += $(CUDA_LIBS)
+$(BUILD)/src/backend/backend.o: CPPFLAGS += -DTN_HAVE_CUDA
+$(call OBJ,$(CUDA_SRC)): CPPFLAGS += -isystem $(TOOLKIT)/include
+$(BUILD)/kernels/%.o: kernels/%.cu
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++17 -O3 -Xcompiler -fPIC $(CUDA_ARCH) -I. -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+endif
 $(BUILD)/unit/%: $(BUILD)/tests/unit/%.o $(call OBJ,$(SUPPORT_SRC)) $(BUILD)/libtaunet.a
 	@mkdir -p $(@D)
 	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS) -lcmocka
@@ -132,6 +161,11 @@ $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libtaunet.a
 	@mkdir -p $(@D)
 	$(CC) -o $@ $^ $(LDFLAGS) $(LDLIBS)
 
+# Once, when something is built.
+say-cuda:
+	@test -e $(BUILD)/taunet || echo '$(if $(HAVE_CUDA),CUDA backend: with $(NVCC),CUDA backend: left out$(if $(filter yes,$(CUDA)),$(COMMA) no nvcc under CUDA_HOME or on PATH))'
+
 .PRECIOUS: $(BUILD)/%.o
-.PHONY: all demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests
+.PHONY: all say-cuda link-flags demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests
+include tests/simt/simt.mk
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -57,7 +57,7 @@ __device__ __forceinline__ float pixel_of(const tn_augment_config &c, const plac
 
 /* blockIdx.y is the row of the batch; a thread makes one value. */
 template <typename T>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     augment_kernel(tn_augment_config c, const tn_batch_state *__restrict__ state, T *__restrict__ images) {
     __shared__ placement places[2];
     const int row = blockIdx.y, count = c.height * c.width * c.channels;
@@ -100,7 +100,7 @@ cudaError_t tn_launch_augment(const tn_augment_config *config, const tn_batch_st
 }
 
 /* A block for each row. */
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     targets_kernel(tn_augment_config c, float keep, float spread, const tn_batch_state *__restrict__ state,
                    float *__restrict__ targets, int *__restrict__ labels, float *__restrict__ weights) {
     const int row = blockIdx.x;

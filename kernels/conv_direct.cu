@@ -1,13 +1,13 @@
-/* Direct 3x3 convolution, padding 1, stride 1 or 2, NHWC, float32 accumulation.
+/* Direct 3x3 convolution, padding 1, stride 1 or 2, NHWC, float32 accumulation; its weight gradient is in
+ * conv_weights.cu.
  *
- * forward            y = act(s * conv(x, w) + c + bias + r) + d, and the ReLU mask, in one pass
- * backward data      stride 1 is forward with reversed taps; stride 2 goes by parity of the pixel, since a
- * pixel of dx meets 1, 2, 2 or 4 of the 9 taps backward weights   blocks sum over their own tiles of pixels
- * into partial gradients, which are then added in order
+ * - forward: y = act(s * conv(x, w) + c + bias + r) + d, and the ReLU mask, in one pass
+ * - backward data: stride 1 is forward with reversed taps; stride 2 goes by parity of the pixel, since a
+ *   pixel of dx meets 1, 2, 2 or 4 of the 9 taps
  *
  * Outputs are overwritten. y may be r; nothing else aliases. In the tiled kernels a block holds a slice of
  * the input's channels with its halo and the slice's weights in shared memory; a thread computes 4 pixels of
- * a row times 8 channels. They need output channels (of backward data: input channels) out of 8 that divide,
+ * a row times 8 channels. Output channels (of backward data: input channels) must then be a multiple of 8,
  * for vectors and for whole bytes of the mask; other counts take a plain loop. */
 #include "kernels/device.cuh"
 
@@ -15,7 +15,7 @@
 
 /* One thread for eight consecutive elements of y. */
 template <typename X, typename Y>
-__global__ void __launch_bounds__(THREADS, 4)
+static __global__ void __launch_bounds__(THREADS, 4)
     forward_plain(tn_conv_shape s, const X *__restrict__ x, const float *__restrict__ w, tn_epilogue e,
                   Y *y) {
     const unsigned count = s.rows * s.out_height * s.out_width * s.out_channels;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(THREADS, 4)
 
 /* One thread for one element of dx; any stride. */
 template <typename Y, typename X>
-__global__ void __launch_bounds__(THREADS, 4)
+static __global__ void __launch_bounds__(THREADS, 4)
     backward_data_plain(tn_conv_shape s, const Y *__restrict__ dz, const float *__restrict__ w, X *dx) {
     const int i = (int)(blockIdx.x * THREADS + threadIdx.x);
     if (i >= s.rows * s.in_height * s.in_width * s.in_channels) return;
@@ -167,7 +167,7 @@ __device__ __forceinline__ void finish_tile(const tn_conv_shape &s, const TILING
 /* ---- forward, and backward data of stride 1 ---- */
 
 template <typename X, typename Y, int STRIDE, int CT, int TH, int TW>
-__global__ void __launch_bounds__(tiling<CT, TH, TW>::BLOCK, 4)
+static __global__ void __launch_bounds__(tiling<CT, TH, TW>::BLOCK, 4)
     forward_tiled(tn_conv_shape s, const X *__restrict__ x, const float *__restrict__ w, tn_epilogue e,
                   Y *y) {
     constexpr int BLOCK = tiling<CT, TH, TW>::BLOCK, SLICE = STRIDE == 1 ? 8 : 4;
@@ -238,16 +238,10 @@ static void forward(const tn_conv_shape *s, const void *from, const float *w, tn
         launch_tiled<X, Y, 2, 64, 8, 8>(s, x, w, e, y, stream);
 }
 
-static bool bad_shape(const tn_conv_shape *s) {
-    return bad_sizes(s) || s->kernel != 3 || s->padding != 1 || s->stride > 2 ||
-           s->out_height != (s->in_height - 1) / s->stride + 1 ||
-           s->out_width != (s->in_width - 1) / s->stride + 1;
-}
-
 cudaError_t tn_launch_conv3x3_forward(const tn_conv_shape *shape, tn_storage x_store, const void *x,
                                       const float *w, tn_epilogue epilogue, tn_storage y_store, void *y,
                                       cudaStream_t stream) {
-    if (bad_shape(shape)) return cudaErrorInvalidValue;
+    if (bad_conv3x3(shape)) return cudaErrorInvalidValue;
     if (misaligned(x) || misaligned(y) || misaligned(w) || misaligned(epilogue.r))
         return cudaErrorMisalignedAddress;
     if (shape->rows == 0) return cudaSuccess;
@@ -261,7 +255,7 @@ cudaError_t tn_launch_conv3x3_forward(const tn_conv_shape *shape, tn_storage x_s
  * pw) of dx. An even row meets tap row 1 at dz row i; an odd one tap row 0 at dz row i + 1 and tap row 2 at
  * dz row i. */
 template <typename Y, typename X, int CT, int TH, int TW>
-__global__ void __launch_bounds__(tiling<CT, TH, TW>::BLOCK, 4)
+static __global__ void __launch_bounds__(tiling<CT, TH, TW>::BLOCK, 4)
     backward_data_tiled(tn_conv_shape s, const Y *__restrict__ dz, const float *__restrict__ w, X *dx) {
     constexpr int BLOCK = tiling<CT, TH, TW>::BLOCK, SLICE = 8;
     constexpr int IH = TH + 1, IW = TW + 1, PITCH = IW | 1;
@@ -342,7 +336,7 @@ static void backward_data(const tn_conv_shape *s, const void *from, const float 
 cudaError_t tn_launch_conv3x3_backward_data(const tn_conv_shape *shape, tn_storage y_store, const void *dz,
                                             const float *w, tn_storage x_store, void *dx,
                                             cudaStream_t stream) {
-    if (bad_shape(shape)) return cudaErrorInvalidValue;
+    if (bad_conv3x3(shape)) return cudaErrorInvalidValue;
     if (misaligned(dz) || misaligned(dx) || misaligned(w)) return cudaErrorMisalignedAddress;
     if (shape->rows == 0) return cudaSuccess;
     TN_PICK2(backward_data, y_store, x_store)(shape, dz, w, dx, stream);

@@ -86,7 +86,7 @@ __device__ __forceinline__ void add_row(float (*sums)[2][2], const float (*x)[CT
 }
 
 template <typename X, typename Y, int STRIDE, int CT>
-__global__ void __launch_bounds__(CT / 2 * (CT / 2))
+static __global__ void __launch_bounds__(CT / 2 * (CT / 2))
     partial_gradients(tn_conv_shape s, int tiles, const X *__restrict__ x, const Y *__restrict__ dz,
                       float *__restrict__ partial) {
     constexpr int TH = TILE_HEIGHT(STRIDE), IH = (TH - 1) * STRIDE + 3, IW = (TILE_WIDTH - 1) * STRIDE + 3;
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(CT / 2 * (CT / 2))
 
 /* 32 elements a block; 8 threads each add every eighth split, then their sums are added in order. dw is OIHW.
  */
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     add_splits(unsigned pairs, int splits, const float *__restrict__ partial, float *__restrict__ dw) {
     __shared__ float sums[8][32];
     const unsigned lane = threadIdx.x % 32, part = threadIdx.x / 32, i = blockIdx.x * 32 + lane,
@@ -165,9 +165,7 @@ static void backward_weights(const tn_conv_shape *s, const void *x, const void *
 cudaError_t tn_launch_conv3x3_backward_weights(const tn_conv_shape *shape, tn_storage x_store, const void *x,
                                                tn_storage y_store, const void *dz, void *workspace, float *dw,
                                                cudaStream_t stream) {
-    if (bad_sizes(shape) || shape->kernel != 3 || shape->padding != 1 || shape->stride > 2 || shape->rows < 1)
-        return cudaErrorInvalidValue;
-    if (too_large(weight_count(shape))) return cudaErrorInvalidValue;
+    if (bad_conv3x3(shape) || shape->rows < 1 || too_large(weight_count(shape))) return cudaErrorInvalidValue;
     if (misaligned(x) || misaligned(dz)) return cudaErrorMisalignedAddress;
     float *partial = static_cast<float *>(workspace);
     const unsigned pairs = (unsigned)shape->out_channels * (unsigned)shape->in_channels;

@@ -6,7 +6,7 @@
 #include "kernels/device.cuh"
 
 template <typename A, typename B>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     convert_kernel(unsigned count, const A *__restrict__ from, B *__restrict__ to) {
     const unsigned i = (blockIdx.x * THREADS + threadIdx.x) * 8;
     if (i >= count) return;
@@ -58,7 +58,7 @@ __device__ __forceinline__ float packed_value(const tn_pack_item &p, float s, un
     return p.identity && out == in ? v + 1.0f : v;
 }
 
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     pack_kernel(const tn_pack_item *__restrict__ items, const tn_piece *__restrict__ pieces) {
     const tn_piece piece = pieces[blockIdx.x];
     const tn_pack_item item = items[piece.item];
@@ -87,7 +87,7 @@ cudaError_t tn_launch_pack(const tn_pack_item *items, int piece_count, const tn_
     return cudaGetLastError();
 }
 
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     unpack_kernel(unsigned count, unsigned in, unsigned taps, unsigned ld, const float *__restrict__ g,
                   float *__restrict__ dw) {
     const unsigned i = blockIdx.x * THREADS + threadIdx.x;
@@ -111,7 +111,7 @@ cudaError_t tn_launch_unpack_gradient(int out, int in, int taps, int ld, const f
 #define SQUARE_BLOCKS (TN_SUM_WORKSPACE / (int)sizeof(double))
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     square_kernel(unsigned count, const T *__restrict__ x, double *__restrict__ partial, int *nonfinite) {
     const unsigned groups = (count + 7) / 8;
     double sum = 0;
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(THREADS)
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     add_blocks(int blocks, const double *__restrict__ partial, double *sum) {
     double total = 0;
     for (int i = threadIdx.x; i < blocks; i += THREADS) total += partial[i];

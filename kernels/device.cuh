@@ -124,7 +124,9 @@ template <typename T>
 __device__ __forceinline__ void load_parts(const tn_parts &parts, unsigned first, unsigned count,
                                            float v[8]) {
     load_group(static_cast<const T *>(parts.part[0]), first, count, v);
-    for (int i = 1; i < parts.count; i++) {
+#pragma unroll /* an index that is not constant would move the parts to local memory */
+    for (int i = 1; i < TN_KERNEL_PARTS; i++) {
+        if (i >= parts.count) break;
         float w[8];
         load_group(static_cast<const T *>(parts.part[i]), first, count, w);
 #pragma unroll
@@ -210,6 +212,13 @@ static inline bool bad_sizes(const tn_conv_shape *s) {
     return s->rows < 0 || s->in_height < 1 || s->in_width < 1 || s->in_channels < 1 || s->out_height < 1 ||
            s->out_width < 1 || s->out_channels < 1 || s->stride < 1 || too_large(in_elements(s)) ||
            too_large(out_elements(s));
+}
+
+/* What the direct convolution does not take. */
+static inline bool bad_conv3x3(const tn_conv_shape *s) {
+    return bad_sizes(s) || s->kernel != 3 || s->padding != 1 || s->stride > 2 ||
+           s->out_height != (s->in_height - 1) / s->stride + 1 ||
+           s->out_width != (s->in_width - 1) / s->stride + 1;
 }
 
 static inline bool misaligned(const void *p) {

@@ -10,7 +10,7 @@
 #include "kernels/device.cuh"
 
 template <typename X, typename Y>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     forward_kernel(unsigned count, unsigned channels, const X *x, tn_epilogue e, Y *y) {
     const unsigned group = blockIdx.x * THREADS + threadIdx.x, i = group * 8;
     if (i >= count) return;
@@ -56,8 +56,9 @@ cudaError_t tn_launch_epilogue_forward(size_t pixels, int channels, tn_storage x
 
 /* partial[block] = {sum of dz, sum of dL/dy}. */
 template <typename T>
-__global__ void __launch_bounds__(THREADS) backward_kernel(unsigned count, tn_parts dy, const uint32_t *mask,
-                                                           T *dz, double *partial, int *nonfinite) {
+static __global__ void __launch_bounds__(THREADS)
+    backward_kernel(unsigned count, tn_parts dy, const uint32_t *mask, T *dz, double *partial,
+                    int *nonfinite) {
     const unsigned groups = (count + 7) / 8;
     float dy_sum = 0, dz_sum = 0;
     bool bad = false;
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(unsigned count, tn_pa
     partial[2 * blockIdx.x + 1] = dy_total;
 }
 
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     merge_sums(int blocks, const double *__restrict__ partial, float *sums) {
     double dz = 0, dy = 0;
     for (int i = threadIdx.x; i < blocks; i += THREADS) {
@@ -123,7 +124,7 @@ cudaError_t tn_launch_epilogue_backward(size_t count, tn_storage store, tn_parts
 
 /* 32 columns a block; 8 threads each add every eighth row, then their sums are added in order. */
 template <typename T>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     column_sums_kernel(int rows, int channels, const T *__restrict__ x, float *__restrict__ sums) {
     __shared__ double parts[8][32];
     const int lane = threadIdx.x % 32, part = threadIdx.x / 32, channel = blockIdx.x * 32 + lane;

@@ -22,7 +22,7 @@ __device__ __forceinline__ int source(const tn_conv_shape &s, int ld, int i) {
 }
 
 template <typename X, typename C>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     im2col_kernel(tn_conv_shape s, unsigned count, int ld, const X *__restrict__ x, C *__restrict__ columns) {
     const unsigned i = (blockIdx.x * THREADS + threadIdx.x) * 8;
     if (i >= count) return;
@@ -65,8 +65,9 @@ __device__ __forceinline__ void gather(const tn_conv_shape &s, int ld, const C *
 }
 
 template <typename C, typename X>
-__global__ void __launch_bounds__(THREADS) col2im_kernel(tn_conv_shape s, unsigned count, int ld,
-                                                         const C *__restrict__ columns, X *__restrict__ dx) {
+static __global__ void __launch_bounds__(THREADS)
+    col2im_kernel(tn_conv_shape s, unsigned count, int ld, const C *__restrict__ columns,
+                  X *__restrict__ dx) {
     const unsigned i = (blockIdx.x * THREADS + threadIdx.x) * 8;
     if (i >= count) return;
     if (s.in_channels % 8 == 0 && ld % 8 == 0) {

@@ -1,24 +1,38 @@
 /* Launchers of all CUDA kernels, callable from C.
  *
- * Conventions
- *   Pointers       are device memory unless a comment says host. Activations and their gradients are aligned
- * to 16 bytes (cudaErrorMisalignedAddress otherwise); everything else to its own element. Activations    are
- * NHWC, [rows][height][width][channels], stored as the tn_storage given beside the pointer, always computed
- * with in float32. Where a call has two storages, x is what the node reads and y what it writes; a residual r
- * has the storage of y, dy and dz that of y, dx that of x. Sizes          A tensor (or matrix of columns) has
- * fewer than 2^31 elements. Parameters     are float32 in the flat buffers, conv weights OIHW, linear weights
- * [out][in]. Scalars        are read through pointers, so that a captured graph follows their changes. s, c
- * and d are those of src/model/graph.h; NULL means 1 for s, 0 for the others, and no term for bias and r. =
- * Every output is overwritten, none is added to, except flags and what a comment says. Masks          One bit
- * per element of y in flat order: element i is bit i % 32 of word i / 32, set where z > 0. (elements + 31) /
- * 32 words. Bits beyond the last element are not defined. NULL: no ReLU in backward; nothing to be remembered
- * in forward. Flags          `int *nonfinite` may be NULL; 1 is stored where a value that is not finite was
- * seen, nothing otherwise. ReLU and max pool keep NaN. Aliasing       None unless a comment allows it.
- *   Determinism    Results are bitwise the same for the same arguments on every device: sums are split by
- * shape alone and merged in a fixed order; there are no float atomics. Workspaces     are scratch memory,
- * aligned to 16 bytes; nothing in them lives longer than the call. Errors         What cudaGetLastError says
- * after the launches, or cudaErrorInvalidValue for sizes that the kernel does not take. Calls with nothing to
- * do launch nothing. */
+ * - Pointers: device memory unless a comment says host. Activations and their gradients are aligned to 16
+ *   bytes, and so are workspaces and the packed weights of conv_direct.cu; what kernels read as vectors is
+ *   refused with cudaErrorMisalignedAddress. Everything else is aligned to its own element.
+ *
+ * - Activations: NHWC, [rows][height][width][channels], stored as the tn_storage given beside the pointer,
+ *   always computed with in float32. Where a call has two storages, x is what the node reads and y what it
+ *   writes: a residual r has the storage of y, dy and dz that of y, dx that of x.
+ *
+ * - Sizes: a tensor (or matrix of columns) has fewer than 2^31 elements.
+ *
+ * - Parameters: float32 in the flat buffers, conv weights OIHW, linear weights [out][in].
+ *
+ * - Scalars: read through pointers, so that a captured graph follows their changes. s, c and d are those of
+ *   src/model/graph.h; NULL means 1 for s, 0 for the others, and no term for bias and r.
+ *
+ * - Outputs: overwritten, none is added to, except flags and what a comment says.
+ *
+ * - Masks: one bit per element of y in flat order: element i is bit i % 32 of word i / 32, set where z > 0.
+ *   (elements + 31) / 32 words; bits beyond the last element are not defined. NULL: no ReLU in backward,
+ *   nothing to be remembered in forward.
+ *
+ * - Flags: `int *nonfinite` may be NULL; 1 is stored where a value that is not finite was seen, nothing
+ *   otherwise. ReLU and max pool keep NaN.
+ *
+ * - Aliasing: none unless a comment allows it.
+ *
+ * - Determinism: results are bitwise the same for the same arguments on every device: sums are split by shape
+ *   alone and merged in a fixed order; there are no float atomics.
+ *
+ * - Workspaces: scratch memory; nothing in them lives longer than the call.
+ *
+ * - Errors: what cudaGetLastError says after the launches, or cudaErrorInvalidValue for sizes that the kernel
+ *   does not take. Calls with nothing to do launch nothing. */
 #ifndef TN_KERNELS_KERNELS_H
 #define TN_KERNELS_KERNELS_H
 
@@ -63,7 +77,7 @@ typedef struct tn_conv_shape {
 /* ---- conv_direct.cu: 3x3, stride 1 or 2, padding 1, any number of channels ---- */
 
 /* y = epilogue(conv(x, w)). w is packed as TN_PACK_CONV_FORWARD, usually with s in it (then epilogue.s is
- * NULL). r may be y. Channel counts out of 8 that divide run tiled, others in a plain loop. */
+ * NULL). r may be y. Multiples of 8 output channels run tiled, others in a plain loop. */
 cudaError_t tn_launch_conv3x3_forward(const tn_conv_shape *shape, tn_storage x_store, const void *x,
                                       const float *w, tn_epilogue epilogue, tn_storage y_store, void *y,
                                       cudaStream_t stream);
@@ -147,9 +161,10 @@ cudaError_t tn_launch_norm_backward(size_t pixels, int channels, tn_storage x_st
 
 /* ---- pool.cu ---- */
 
-/* in_channels = out_channels; padding is minus infinity. winner, one byte per element of y, is the window's
- * position kh * kernel + kw of its first largest value (the last NaN, if any); NULL outside training. kernel
- * at most 15, padding less than kernel. */
+/* in_channels = out_channels; padding is minus infinity and less than kernel, kernel at most 15; output sizes
+ * are (in + 2 padding - kernel) / stride + 1, rounded down. winner, one byte per element of y, is the
+ * window's position kh * kernel + kw of its first largest value (the last NaN, if any); NULL outside
+ * training. */
 cudaError_t tn_launch_maxpool_forward(const tn_conv_shape *shape, tn_storage store, const void *x, void *y,
                                       uint8_t *winner, cudaStream_t stream);
 cudaError_t tn_launch_maxpool_backward(const tn_conv_shape *shape, tn_storage store, const void *dy,
@@ -189,6 +204,11 @@ cudaError_t tn_launch_loss(tn_kernel_loss kind, int rows, int classes, tn_storag
  * NULL). */
 cudaError_t tn_launch_sgd(size_t count, float *values, const float *grads, float *momentum, const float *lr,
                           float mu, float decay, const int *stop, cudaStream_t stream);
+/* to[i] += from[i] on `count` floats: gradients of chunks. Both may be aligned to 4 bytes only. */
+cudaError_t tn_launch_add(size_t count, float *to, const float *from, cudaStream_t stream);
+/* mean[i] += rate (values[i] - mean[i]); nothing where *stop is not 0. */
+cudaError_t tn_launch_average(size_t count, float *mean, const float *values, float rate, const int *stop,
+                              cudaStream_t stream);
 /* Sets *stop where one of flags[count] is set. */
 cudaError_t tn_launch_any_flag(int count, const int *flags, int *stop, cudaStream_t stream);
 
@@ -208,10 +228,13 @@ typedef struct tn_node_terms {
  * one that is not finite is set (flags may be NULL). */
 cudaError_t tn_launch_node_scalars(int nodes, const tn_node_terms *terms, const float *values, float *scalars,
                                    int *flags, cudaStream_t stream);
-/* What one node gives to the gradient of one scalar parameter, from sums[node][3] = sum of dz, sum of dy, <G,
- * W>: TERM   factor * (scaled ? s : 1) * sums[0] CARRY  sums[1] SCALE  factor * (sums[2] + scalars[node][3] *
- * sums[0]) */
-typedef enum tn_share_kind { TN_SHARE_TERM, TN_SHARE_CARRY, TN_SHARE_SCALE } tn_share_kind;
+/* What one node gives to the gradient of one scalar parameter, from sums[node][3] = sum of dz, sum of dy,
+ * <G, W>. */
+typedef enum tn_share_kind {
+    TN_SHARE_TERM,  /* factor * (scaled ? s : 1) * sums[0] */
+    TN_SHARE_CARRY, /* sums[1] */
+    TN_SHARE_SCALE  /* factor * (sums[2] + scalars[node][3] * sums[0]) */
+} tn_share_kind;
 typedef struct tn_share {
     int kind, node, scaled;
     float factor;
@@ -284,15 +307,16 @@ cudaError_t tn_launch_targets(const tn_augment_config *config, const tn_batch_st
 
 /* ---- convert.cu ---- */
 
+/* to = from, rounded to nearest even where it becomes bf16. */
 cudaError_t tn_launch_convert(size_t count, tn_storage from_store, const void *from, tn_storage to_store,
                               void *to, cudaStream_t stream);
 
-/* Packed weights, from OIHW floats times s (plus the identity):
- *   CONV_FORWARD   float [in][taps][out]
- *   CONV_BACKWARD  float [out][taps reversed][in]
- *   GEMM           `store` [out][ld], a row being [taps][in] and zeros to ld: the order of im2col's columns.
- */
-typedef enum tn_pack_layout { TN_PACK_CONV_FORWARD, TN_PACK_CONV_BACKWARD, TN_PACK_GEMM } tn_pack_layout;
+/* Packed weights, from OIHW floats times s (plus the identity). */
+typedef enum tn_pack_layout {
+    TN_PACK_CONV_FORWARD,  /* float [in][taps][out] */
+    TN_PACK_CONV_BACKWARD, /* float [out][taps reversed][in] */
+    TN_PACK_GEMM           /* `store` [out][ld], a row being [taps][in] and zeros to ld: im2col's order */
+} tn_pack_layout;
 typedef struct tn_pack_item {
     int layout; /* tn_pack_layout */
     int store;  /* tn_storage of GEMM */

@@ -8,10 +8,6 @@
 
 #define WARPS 8 /* rows of a block */
 
-typedef struct row_sums {
-    double sum, mass, dot; /* of exp(x - largest), target, target * (x - largest) */
-} row_sums;
-
 __device__ __forceinline__ double all_lanes_sum(double v) {
     for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
     return v;
@@ -63,11 +59,12 @@ template <typename T> __device__ __forceinline__ int rank_of(const T *x, int cla
         if (k < label ? v >= score : k > label && v > score) rank++;
     }
     for (int offset = 16; offset > 0; offset /= 2) rank += __shfl_xor_sync(0xffffffffu, rank, offset);
+    __syncwarp(); /* every lane has read the label's score; another may overwrite it now */
     return is_finite(score) ? rank : classes;
 }
 
 template <typename T>
-__global__ void __launch_bounds__(WARPS * 32, 2)
+static __global__ void __launch_bounds__(WARPS * 32, 2)
     loss_kernel(tn_kernel_loss kind, int rows, int classes, const T *x, const float *__restrict__ targets,
                 const float *__restrict__ weights, const int *__restrict__ labels, float *__restrict__ loss,
                 int *__restrict__ rank, T *dx, int *nonfinite) {

@@ -45,7 +45,7 @@ __device__ __forceinline__ void add_rows(unsigned lanes, double *a, double *b) {
 
 /* partial[range][2][channels] */
 template <typename T>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     statistics_kernel(unsigned pixels, unsigned channels, unsigned lanes, const T *__restrict__ x,
                       double *__restrict__ partial) {
     const unsigned channel = blockIdx.y * lanes + threadIdx.x % lanes;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(THREADS)
 
 /* moments[2][channels] = sums over ranges. A block for each of 32 columns of the 2 * channels; 8 threads a
  * column. */
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     merge_kernel(unsigned ranges, unsigned columns, const double *__restrict__ partial,
                  double *__restrict__ moments) {
     __shared__ double sums[THREADS];
@@ -128,7 +128,7 @@ __device__ __forceinline__ void set_vectors(tn_norm_vectors v, int c, double mea
     v.shift[c] = (float)(s * (double)beta[c]);
 }
 
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     finish_kernel(double count, int channels, const double *moments, const float *gamma, const float *beta,
                   const float *s, float *running_mean, float *running_var, tn_norm_vectors vectors,
                   int *nonfinite) {
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(THREADS)
     set_vectors(vectors, c, mean, variance, gamma, beta, (double)value_or(s, 1.0f));
 }
 
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     load_kernel(int channels, const float *gamma, const float *beta, const float *s,
                 const float *running_mean, const float *running_var, tn_norm_vectors vectors) {
     const int c = blockIdx.x * THREADS + threadIdx.x;
@@ -177,8 +177,8 @@ cudaError_t tn_launch_norm_load(int channels, const float *gamma, const float *b
 /* ---- apply ---- */
 
 template <typename X, typename Y>
-__global__ void __launch_bounds__(THREADS) apply_kernel(unsigned count, unsigned channels, const X *x,
-                                                        tn_norm_vectors vectors, tn_epilogue e, Y *y) {
+static __global__ void __launch_bounds__(THREADS) apply_kernel(unsigned count, unsigned channels, const X *x,
+                                                               tn_norm_vectors vectors, tn_epilogue e, Y *y) {
     const unsigned group = blockIdx.x * THREADS + threadIdx.x, i = group * 8;
     if (i >= count) return;
     float z[8], r[8] = {};
@@ -216,7 +216,7 @@ cudaError_t tn_launch_norm_apply(size_t pixels, int channels, tn_storage x_store
 /* ---- backward ---- */
 
 template <typename X, typename Y>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     reduce_kernel(unsigned pixels, unsigned channels, unsigned lanes, const X *__restrict__ x,
                   const float *__restrict__ mean, tn_parts dy, const uint32_t *__restrict__ mask, Y *dz,
                   double *__restrict__ partial, int *nonfinite) {
@@ -229,7 +229,9 @@ __global__ void __launch_bounds__(THREADS)
         for (unsigned p = first + threadIdx.x / lanes; p < last; p += THREADS / lanes) {
             const unsigned i = p * channels + channel;
             float v = to_float(static_cast<const Y *>(dy.part[0])[i]);
-            for (int k = 1; k < dy.count; k++) v += to_float(static_cast<const Y *>(dy.part[k])[i]);
+#pragma unroll /* an index that is not constant would move the parts to local memory */
+            for (int k = 1; k < TN_KERNEL_PARTS; k++)
+                if (k < dy.count) v += to_float(static_cast<const Y *>(dy.part[k])[i]);
             bad = bad || !is_finite(v);
             if (mask && !(load_mask(mask, i / 8) >> i % 8 & 1)) v = 0.0f;
             dz[i] = from_float<Y>(v);
@@ -266,7 +268,7 @@ cudaError_t tn_launch_norm_reduce(size_t pixels, int channels, tn_storage x_stor
 }
 
 /* One block, since ds sums over channels. */
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     gradients_kernel(double count, int channels, const double *__restrict__ moments,
                      const float *__restrict__ inv_std, const float *__restrict__ gamma,
                      const float *__restrict__ beta, const float *s, float *dgamma, float *dbeta, float *ds,
@@ -295,7 +297,7 @@ cudaError_t tn_launch_norm_gradients(double count, int channels, const double *m
 }
 
 template <typename X, typename Y>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     backward_kernel(unsigned count, unsigned channels, const X *x, tn_norm_vectors vectors,
                     const float *__restrict__ slopes, const Y *dz, X *dx) {
     const unsigned i = (blockIdx.x * THREADS + threadIdx.x) * 8;

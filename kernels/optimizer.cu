@@ -1,6 +1,8 @@
 /* What happens to parameters and their gradients between backward and the next step.
  *
  *   sgd                v = mu v + g + decay w, w -= lr v, unless the stop flag is set
+ *   add                to += from
+ *   average            mean += rate (value - mean), unless the stop flag is set
  *   node scalars       s, c, d of every node from the flat values
  *   weight gradients   G = dL/d(sW) -> dW = s G in place, and <G, W> for dL/ds
  *   scalar gradients   scalar parameters from the sums of nodes (architecture.md 3.3)
@@ -9,7 +11,7 @@
  * from device memory, so that a captured graph follows them. */
 #include "kernels/device.cuh"
 
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     sgd_kernel(size_t count, float *__restrict__ values, const float *__restrict__ grads,
                float *__restrict__ momentum, const float *lr, float mu, float decay, const int *stop) {
     if (stop && *stop) return;
@@ -29,7 +31,37 @@ cudaError_t tn_launch_sgd(size_t count, float *values, const float *grads, float
     return cudaGetLastError();
 }
 
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
+    add_kernel(size_t count, float *__restrict__ to, const float *__restrict__ from) {
+    const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < count) to[i] += from[i];
+}
+
+cudaError_t tn_launch_add(size_t count, float *to, const float *from, cudaStream_t stream) {
+    if (too_large(count)) return cudaErrorInvalidValue;
+    if (count == 0) return cudaSuccess;
+    TN_LAUNCH(add_kernel, blocks_for((unsigned)count), THREADS, 0, stream, count, to, from);
+    return cudaGetLastError();
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    average_kernel(size_t count, float *__restrict__ mean, const float *__restrict__ values, float rate,
+                   const int *stop) {
+    if (*stop) return;
+    const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < count) mean[i] += rate * (values[i] - mean[i]);
+}
+
+cudaError_t tn_launch_average(size_t count, float *mean, const float *values, float rate, const int *stop,
+                              cudaStream_t stream) {
+    if (too_large(count)) return cudaErrorInvalidValue;
+    if (count == 0) return cudaSuccess;
+    TN_LAUNCH(average_kernel, blocks_for((unsigned)count), THREADS, 0, stream, count, mean, values, rate,
+              stop);
+    return cudaGetLastError();
+}
+
+static __global__ void __launch_bounds__(THREADS)
     any_flag_kernel(int count, const int *__restrict__ flags, int *stop) {
     const int i = blockIdx.x * THREADS + threadIdx.x;
     raise_flag(stop, i < count && flags[i] != 0);
@@ -44,7 +76,7 @@ cudaError_t tn_launch_any_flag(int count, const int *flags, int *stop, cudaStrea
 
 /* ---- scalars ---- */
 
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     node_scalars_kernel(int nodes, const tn_node_terms *__restrict__ table, const float *__restrict__ values,
                         float *__restrict__ scalars, int *flags) {
     const int i = blockIdx.x * THREADS + threadIdx.x;
@@ -76,7 +108,7 @@ cudaError_t tn_launch_node_scalars(int nodes, const tn_node_terms *terms, const 
 
 /* A warp for each scalar parameter: lanes take every 32nd share, so that a tau shared by 600 blocks takes no
  * longer than it must. */
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     scalar_gradients_kernel(int count, const tn_scalar *__restrict__ table,
                             const tn_share *__restrict__ shares, const float *__restrict__ scalars,
                             const float *__restrict__ sums, float *grads, int *nonfinite) {
@@ -113,7 +145,7 @@ cudaError_t tn_launch_scalar_gradients(int count, const tn_scalar *scalars_table
 /* ---- weight gradients ---- */
 
 /* A block for each piece: scales it in place, leaves its part of the dot in partial[piece]. */
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     scale_kernel(const tn_weight_gradient *__restrict__ items, const tn_piece *__restrict__ pieces,
                  double *__restrict__ partial) {
     const tn_piece piece = pieces[blockIdx.x];
@@ -134,7 +166,7 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 /* A warp for each item. */
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     dots_kernel(int count, const tn_weight_gradient *__restrict__ items, const double *__restrict__ partial) {
     const int lane = threadIdx.x % 32, i = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     if (i >= count || !items[i].dot) return;
@@ -150,8 +182,9 @@ __global__ void __launch_bounds__(THREADS)
 cudaError_t tn_launch_weight_gradients(int item_count, const tn_weight_gradient *items, int piece_count,
                                        const tn_piece *pieces, double *workspace, cudaStream_t stream) {
     if (item_count < 0 || piece_count < 0) return cudaErrorInvalidValue;
-    if (item_count == 0 || piece_count == 0) return cudaSuccess;
-    TN_LAUNCH(scale_kernel, (unsigned)piece_count, THREADS, 0, stream, items, pieces, workspace);
+    if (item_count == 0) return cudaSuccess;
+    if (piece_count > 0)
+        TN_LAUNCH(scale_kernel, (unsigned)piece_count, THREADS, 0, stream, items, pieces, workspace);
     TN_LAUNCH(dots_kernel, (unsigned)((item_count + THREADS / 32 - 1) / (THREADS / 32)), THREADS, 0, stream,
               item_count, items, workspace);
     return cudaGetLastError();

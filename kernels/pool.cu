@@ -1,14 +1,14 @@
 /* Max pool and global average pool, NHWC.
  *
- *   maxpool   y = the window's first largest value, or its last NaN; forward notes the winner's place in the
- * window, one byte an output, and backward gathers: an input pixel asks the windows that contain it avgpool
- * y[n][c] = mean over pixels of x[n][.][c], + d
+ * - maxpool: y = the window's first largest value, or its last NaN. Forward notes the winner's place in the
+ *   window, one byte an output, and backward gathers: an input pixel asks the windows that contain it.
+ * - avgpool: y[n][c] = mean over pixels of x[n][.][c], + d
  *
  * Outputs are overwritten, nothing aliases. */
 #include "kernels/device.cuh"
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     maxpool_forward_kernel(tn_conv_shape s, unsigned count, const T *__restrict__ x, T *__restrict__ y,
                            uint8_t *__restrict__ winner) {
     const unsigned i = blockIdx.x * THREADS + threadIdx.x;
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     maxpool_backward_kernel(tn_conv_shape s, unsigned count, const T *__restrict__ dy,
                             const uint8_t *__restrict__ winner, T *__restrict__ dx) {
     const unsigned i = blockIdx.x * THREADS + threadIdx.x;
@@ -72,7 +72,10 @@ static void maxpool_backward(const tn_conv_shape *s, const void *dy, const uint8
 
 static bool bad_shape(const tn_conv_shape *s) {
     return bad_sizes(s) || s->kernel < 1 || s->kernel > 15 || s->padding < 0 || s->padding >= s->kernel ||
-           s->in_channels != s->out_channels;
+           s->in_channels != s->out_channels || s->in_height + 2 * s->padding < s->kernel ||
+           s->in_width + 2 * s->padding < s->kernel ||
+           s->out_height != (s->in_height + 2 * s->padding - s->kernel) / s->stride + 1 ||
+           s->out_width != (s->in_width + 2 * s->padding - s->kernel) / s->stride + 1;
 }
 
 cudaError_t tn_launch_maxpool_forward(const tn_conv_shape *shape, tn_storage store, const void *x, void *y,
@@ -96,7 +99,7 @@ cudaError_t tn_launch_maxpool_backward(const tn_conv_shape *shape, tn_storage st
 /* A block for 32 channels of an image; 8 threads each add every eighth pixel, then their sums are added in
  * order. */
 template <typename X, typename Y>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     avgpool_forward_kernel(int pixels, int channels, const X *__restrict__ x, const float *d,
                            Y *__restrict__ y, int *nonfinite) {
     __shared__ float parts[8][32];
@@ -116,7 +119,7 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <typename Y, typename X>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     avgpool_backward_kernel(unsigned count, unsigned pixels, unsigned channels, const Y *__restrict__ dy,
                             X *__restrict__ dx) {
     const unsigned i = (blockIdx.x * THREADS + threadIdx.x) * 8;

@@ -9,7 +9,7 @@
 #include "kernels/device.cuh"
 
 template <typename X, typename Y>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     forward_kernel(tn_conv_shape s, unsigned count, const X *__restrict__ x, const float *c,
                    Y *__restrict__ y) {
     const unsigned i = (blockIdx.x * THREADS + threadIdx.x) * 8;
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <typename Y, typename X>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     backward_kernel(tn_conv_shape s, unsigned count, const Y *__restrict__ dy, X *__restrict__ dx) {
     const unsigned i = (blockIdx.x * THREADS + threadIdx.x) * 8;
     if (i >= count) return;

@@ -15,10 +15,12 @@ LAYERS = {
     "io": {"base"},
     "data": {"base", "io"},
     "model": {"base"},
-    "backend": {"base", "model"},
+    "backend": {"base", "model", "kernels"},
     "engine": {"base", "io", "model", "backend"},
     "train": {"base", "io", "data", "model", "backend", "engine"},
-    "theory": {"base", "io", "data", "model", "backend", "engine"},
+    "plot": {"base"},
+    "theory": {"base", "io", "data", "model", "backend", "engine", "plot"},
+    "report": {"base", "io", "plot"},
     "cli": set(),
 }
 MAX_FILE, MAX_FUNCTION = 600, 60

@@ -25,6 +25,8 @@ def parse_options():
     parser.add_argument("--variant", default="tau")
     parser.add_argument("--depth", type=int, default=1000, help="of fcresnet and feedforward")
     parser.add_argument("--width", type=int, default=128, help="of fcresnet and feedforward")
+    parser.add_argument("--input", metavar="CxHxW", help="image (what the network is made for)")
+    parser.add_argument("--classes", type=int, help="outputs (what the network is made for)")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--layout", choices=("nchw", "channels_last", "both"), default="both")
@@ -69,13 +71,20 @@ class Training:
             import fc_models
             self.net = fc_models.build(options.model, options.depth, options.width).train()
             groups = [p for p in self.net.parameters() if p.requires_grad]
+            shape, classes, lr = (1, 28, 28), 10, 1e-5
         else:
-            self.net = models.build(options.model, options.variant).to(memory_format=memory_format).train()
-            groups = models.parameter_groups(self.net, lr=0.01)
-        images = torch.randn(options.batch, *((1, 28, 28) if connected else (3, 32, 32)))
+            shape, classes = models.input_of(options.model)
+            lr = 1e-4 if classes == 1000 else 0.01
+        if options.input:
+            shape = tuple(int(size) for size in options.input.split("x"))
+        classes = options.classes or classes
+        if not connected:
+            net = models.build(options.model, options.variant, channels=shape[0], classes=classes)
+            self.net = net.to(memory_format=memory_format).train()
+            groups = models.parameter_groups(self.net, lr=lr)
+        images = torch.randn(options.batch, *shape)
         self.images = images.contiguous(memory_format=memory_format)
-        self.labels = torch.randint(0, 10, (options.batch,))
-        lr = 1e-5 if connected else 0.01
+        self.labels = torch.randint(0, classes, (options.batch,))
         self.optimizer, self.optimizer_kind = make_optimizer(torch, groups, options.optimizer, lr)
         self.average_tau_gradient = (lambda net: None) if connected else models.average_tau_gradient
 

@@ -51,9 +51,15 @@ def connected(network):
     return network[0] in ("fcresnet", "feedforward")
 
 
+def is_imagenet(network):
+    return network[0] in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
 def model_options(network):
-    """What names the network on both command lines. MODEL:DEPTH for the fully connected ones, width 128."""
-    return ["--model", network[0], "--depth" if connected(network) else "--variant", network[1]]
+    """What names the network on both command lines. MODEL:DEPTH for the fully connected ones, width 128. Networks
+    for ImageNet take its images."""
+    names = ["--model", network[0], "--depth" if connected(network) else "--variant", network[1]]
+    return names + (["--input", "3x224x224", "--classes", "1000"] if is_imagenet(network) else [])
 
 
 class Peer:
@@ -99,6 +105,11 @@ class Peer:
         except BrokenPipeError:
             pass  # the peer has ended: answer() finds its last words
         return self.answer()
+
+    def peak_bytes(self):
+        """The largest resident set of the peer so far."""
+        with open("/proc/%d/status" % self.process.pid) as file:
+            return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB", file.read(), re.M).group(1))
 
     def cpu_seconds(self):
         with open("/proc/%d/stat" % self.process.pid) as file:
@@ -156,11 +167,13 @@ def compare_one(python, network, layout, mode, steps, options):
             rate = peer.measure(options.seconds)["images_per_second"]
             result = run_taunet(network, steps, options)
             rounds.append((interference.share(), rate, result))
+        peer_bytes = peer.peak_bytes()
     quiet = [one for one in rounds if one[0] <= DISTURBED]
     kept = quiet if len(quiet) == options.rounds else rounds
     rates = [result["images_per_second"] for _, _, result in kept]
     return {"network": network, "version": version, "layout": layout, "mode": mode, "busy": max(o[0] for o in kept),
-            "peer": [rate for _, rate, _ in kept], "rates": rates, "taunet": [result for _, _, result in kept],
+            "peer": [rate for _, rate, _ in kept], "peer_bytes": peer_bytes, "rates": rates,
+            "taunet": [result for _, _, result in kept],
             "ratios": [own / rate for own, (_, rate, _) in zip(rates, kept)]}
 
 

@@ -1,4 +1,5 @@
-"""The CIFAR ResNets of this project in plain PyTorch: oracle of the tests and peer of the benchmarks.
+"""The ResNets of this project in plain PyTorch: oracle of the tests and peer of the benchmarks. Those for ImageNet
+are in imagenet_models.py, CIFAR's here.
 
     net = build("resnet20", "tau")
     optimizer = torch.optim.SGD(parameter_groups(net, lr=0.1), lr=0.1, momentum=0.9, weight_decay=1e-4)
@@ -22,15 +23,20 @@ the BN variants, unless bn_shortcut is false), with zero channels appended; `fix
 Runs with PyTorch 1.13 and later.
 """
 import math
+import os
 import re
+import sys
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import imagenet_models  # noqa: E402  (found through the path above)
+
 VARIANTS = ("bn", "bn-tau", "tau", "fixup", "alpha", "skipinit", "plain")
 NORM_VARIANTS = ("bn", "bn-tau")
-SCALAR_NAMES = ("tau", "scale", "alpha", "bias1", "bias2", "bias1a", "bias1b", "bias2a", "bias2b")
+SCALAR_NAMES = ("tau", "scale", "alpha", "bias1", "bias2", "bias1a", "bias1b", "bias2a", "bias2b", "bias3a", "bias3b")
 
 
 def conv3x3(c_in, c_out, stride=1):
@@ -124,6 +130,7 @@ class CifarResNet(nn.Module):
     def __init__(self, n, variant, tau, channels, classes, base_width, tau_sharing, bn_shortcut):
         super().__init__()
         self.variant, self.blocks = variant, 3 * n
+        self.default_tau = 1 / math.sqrt(3 * n)
         self.shared_tau = variant == "tau" and tau_sharing == "shared"
         if self.shared_tau:
             self.tau = scalar(tau)
@@ -184,7 +191,7 @@ class CifarResNet(nn.Module):
 
 
 def depth_of(model):
-    """n of "resnet<6n+2>"."""
+    """n of "resnet<6n+2>"; 50 and 152 are ImageNet's."""
     match = re.fullmatch(r"resnet(\d+)", model)
     depth = int(match.group(1)) if match else 0
     if depth < 8 or depth % 6 != 2:
@@ -192,22 +199,40 @@ def depth_of(model):
     return (depth - 2) // 6
 
 
-def build(model="resnet20", variant="tau", tau=None, channels=3, classes=10, base_width=16, tau_sharing="shared",
+def default_tau(model):
+    """What tau is, or starts at, in `tau` and `bn-tau` unless something else is asked for."""
+    if model in imagenet_models.NETWORKS:
+        return imagenet_models.default_tau(model)
+    return 1 / math.sqrt(3 * depth_of(model))
+
+
+def input_of(model):
+    """(channels, height, width), classes of the data a network is made for."""
+    return ((3, 224, 224), 1000) if model in imagenet_models.NETWORKS else ((3, 32, 32), 10)
+
+
+def build(model="resnet20", variant="tau", tau=None, channels=3, classes=10, base_width=None, tau_sharing="shared",
           bn_shortcut=True):
     """A freshly initialised network. `tau` is a number: the constant of `bn-tau`, the initial value of `tau`;
-    None means 1/sqrt(L_all). tau_sharing ("shared", "per-block") concerns `tau`, bn_shortcut the BN variants."""
-    n = depth_of(model)
+    None means default_tau. tau_sharing ("shared", "per-block") concerns `tau`, bn_shortcut the BN variants.
+    base_width is 16 unless given, 64 for ImageNet's networks."""
+    imagenet = model in imagenet_models.NETWORKS
+    if not imagenet:
+        depth_of(model)
     if variant not in VARIANTS:
         raise ValueError("%s: expected one of %s" % (variant, ", ".join(VARIANTS)))
     if tau_sharing not in ("shared", "per-block"):
         raise ValueError("tau_sharing %s: expected shared or per-block" % tau_sharing)
     if variant in ("tau", "bn-tau"):
-        tau = 1 / math.sqrt(3 * n) if tau is None else float(tau)
+        tau = default_tau(model) if tau is None else float(tau)
     elif tau is not None:
         raise ValueError("tau is given, but %s has none: use tau or bn-tau" % variant)
     else:
         tau = 1.0
-    return CifarResNet(n, variant, tau, channels, classes, base_width, tau_sharing, bn_shortcut)
+    if imagenet:
+        return imagenet_models.ImageNetResNet(model, variant, tau, channels, classes, base_width or 64, tau_sharing,
+                                              bn_shortcut)
+    return CifarResNet(depth_of(model), variant, tau, channels, classes, base_width or 16, tau_sharing, bn_shortcut)
 
 
 def is_scalar(name):

@@ -16,13 +16,21 @@ extern "C" {
 
 typedef struct tn_engine tn_engine;
 
+/* How a device stores activations and multiplies: float32, float32 with products of tf32, bfloat16. Weights,
+ * their gradients and all sums are float32 in each. The CPU has fp32 alone. */
+typedef enum tn_precision { TN_PRECISION_FP32, TN_PRECISION_TF32, TN_PRECISION_BF16 } tn_precision;
+
 /* Zero-initialise, then set what differs from the defaults given in brackets. */
 typedef struct tn_engine_config {
-    const char *device; /* "auto", "cpu", "cuda", "cuda:N" ["auto"] */
-    int threads;        /* worker threads [one per processor] */
-    int micro_batch;    /* images in a chunk [chosen from the model and image size] */
-    int max_batch;      /* rows of the largest batch that will be given; needed */
-    bool training;      /* plan backward too; without it only tn_engine_eval works */
+    const char *device;     /* "auto", "cpu", "cuda", "cuda:N" ["auto"] */
+    int threads;            /* worker threads [one per processor] */
+    int micro_batch;        /* images in a chunk [chosen from the model and image size] */
+    int max_batch;          /* rows of the largest batch that will be given; needed */
+    bool training;          /* plan backward too; without it only tn_engine_eval works */
+    tn_precision precision; /* TN_ERR_USAGE where the device has it not [fp32] */
+    double average;         /* for training: keep a running average of weights and batch-norm statistics, this
+                               share of it at each step, below 1 [0: none] */
+    bool separate_buffers;  /* for debugging: no two activations share memory [false] */
 } tn_engine_config;
 
 /* Plans the model and allocates all memory. The model must outlive the engine. Weights start at zero:
@@ -52,6 +60,10 @@ typedef struct tn_sgd {
 } tn_sgd;
 tn_status tn_engine_update(tn_engine *engine, const tn_sgd *sgd);
 
+/* Both in one: tn_engine_gradients and, unless something was not finite, tn_engine_update. A device runs it
+ * without waiting for the host in between. */
+tn_status tn_engine_step(tn_engine *engine, const tn_batch *batch, const tn_sgd *sgd, tn_result *result);
+
 /* Norms that a layer has in one batch: of its output, and of the gradient of the mean loss with respect to
  * it; Frobenius norms over all rows and values. An input bias that travels with the output (graph.h, "carry")
  * is not counted in it. */
@@ -68,6 +80,12 @@ tn_status tn_engine_probe(tn_engine *engine, const tn_batch *batch, int count, c
 
 /* Forward only, with running statistics. logits: [rows][classes] or NULL. */
 tn_status tn_engine_eval(tn_engine *engine, const tn_batch *batch, tn_result *result, float *logits);
+
+/* With tn_engine_config.average: puts the averages in the place of weights and batch-norm statistics
+ * (`use`), so that evaluation and all access below sees, and sets, the averages; or puts both back. Averages
+ * are average = share * average + (1 - share) * weights after each step, from the weights of the first step
+ * on. There is no training while they are in use: TN_ERR_USAGE. */
+tn_status tn_engine_use_average(tn_engine *engine, bool use);
 
 /* Parameters by index, in the order in which the model lists them. `kind` selects values, gradients of the
  * last batch, or momentum; data are `count` floats in the parameter's shape. */
@@ -98,6 +116,20 @@ tn_status tn_engine_set_norm(tn_engine *engine, int index, const float *mean, co
 /* Facts for summaries: bytes held, images per chunk, threads, the device in words, and the implementations
  * that the backend chose for a layer (forward, backward data, backward weights; "" where there is none). */
 size_t tn_engine_bytes(const tn_engine *engine);
+/* The same by what the bytes are for. */
+typedef enum tn_memory_use {
+    TN_MEMORY_WEIGHTS,   /* parameters, batch-norm state, their averages */
+    TN_MEMORY_OPTIMIZER, /* gradients and momentum */
+    TN_MEMORY_LAYERS,    /* what layers compute with: packed weights, statistics */
+    TN_MEMORY_WORKERS,   /* activations that live while one chunk is computed, and scratch, of all workers */
+    TN_MEMORY_CHUNKS,    /* activations of the whole batch: those that batch norms make wait for each other */
+    TN_MEMORY_SUMS,      /* gradients of chunks on their way to the sum */
+    TN_MEMORY_BATCH,     /* images and results */
+    TN_MEMORY_USES
+} tn_memory_use;
+size_t tn_engine_memory(const tn_engine *engine, tn_memory_use use);
+/* "weights", "gradients and momentum", ... */
+const char *tn_memory_use_name(tn_memory_use use);
 int tn_engine_chunk_rows(const tn_engine *engine);
 int tn_engine_threads(const tn_engine *engine);
 const char *tn_engine_device(const tn_engine *engine);

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "taunet/status.h"
+#include "taunet/engine.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -19,7 +19,6 @@ extern "C" {
 typedef enum tn_tau_sharing { TN_TAU_SHARED, TN_TAU_PER_BLOCK } tn_tau_sharing;
 typedef enum tn_augment { TN_AUGMENT_STANDARD, TN_AUGMENT_NONE } tn_augment;
 typedef enum tn_bad_sample { TN_BAD_SAMPLE_STOP, TN_BAD_SAMPLE_SKIP } tn_bad_sample;
-typedef enum tn_precision { TN_PRECISION_FP32, TN_PRECISION_TF32, TN_PRECISION_BF16 } tn_precision;
 
 typedef struct tn_input_shape {
     int channels, height, width;
@@ -48,7 +47,7 @@ typedef struct tn_options {
     int width, depth; /* of the fully connected networks; 0 = the network's (or theory experiment's) own */
     char *loss;       /* "cross-entropy" or "squared" */
     bool train_ends;
-    tn_input_shape input;
+    tn_input_shape input; /* zeros, and classes 0 = the model's own */
     int classes;
     /* data */
     char *data; /* specification for tn_dataset_open */
@@ -67,6 +66,7 @@ typedef struct tn_options {
     double scalar_lr; /* factor on lr for the scalar group */
     char *schedule;   /* for tn_schedule_parse */
     double warmup;    /* epochs */
+    double ema;       /* share that an average of the weights keeps at each step; 0 = no average */
     uint64_t seed;
     char *init; /* file, "" for none */
     /* device */
@@ -89,6 +89,13 @@ typedef struct tn_options {
     tn_float_list depths; /* whole numbers; empty = the experiment's own */
     int trials, samples;  /* independent initialisations; data points */
     bool quick;
+    /* table */
+    char *recipe, *scale; /* name or file; "full", "quick" or "smoke" */
+    int jobs;
+    char *train_options; /* further options of every run, as words; "" for none */
+    bool list, collect;
+    /* report */
+    char *runs; /* folders, one a line */
     /* general */
     char *config; /* the last configuration file that was read, "" for none */
     bool print_config, help;
@@ -98,14 +105,16 @@ typedef struct tn_options {
     bool given[TN_OPTIONS_MAX];
 } tn_options;
 
-/* Makes the options of `command` ("train", "eval", "init", "info", "bench", "theory") with their defaults.
+/* Makes the options of `command` ("train", "eval", "init", "info", "bench", "theory", "table",
+ * "report") with their defaults.
  * TN_ERR_USAGE, with the nearest name, when there is no such command. Free with tn_options_free; NULL is
  * allowed there. */
 tn_status tn_options_create(const char *command, tn_options **out);
 void tn_options_free(tn_options *options);
 
 /* Reads the arguments that follow the command: `--name value`, `--name=value`, and `--name` alone for yes or
- * no options; "theory" takes the name of its experiment as an argument of its own. What comes later wins;
+ * no options; "theory" takes the name of its experiment as an argument of its own, "table" that of its
+ * recipe, "report" any number of folders. What comes later wins;
  * `--config FILE` is read at its place. TN_ERR_USAGE names option, value and what is allowed. */
 tn_status tn_options_parse(tn_options *options, int argc, char *const *argv);
 

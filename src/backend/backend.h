@@ -2,14 +2,19 @@
  * each kind of node. A backend plans a node once for a fixed chunk of rows and then executes it on any
  * worker; it knows nothing of graphs, schedules or training.
  *
- * A chunk is a fixed number of images that goes through a node together. All activations are NHWC float32.
+ * A chunk is a fixed number of images that goes through a node together. Activations are NHWC, on the CPU in
+ * float32; another backend may store them otherwise behind the same pointers (tn_backend_ops.element_bytes).
  * Rows of a chunk at and beyond args.rows are padding: their activations are finite, their gradients zero,
- * and they take no part in any statistic. */
+ * and they take no part in any statistic.
+ *
+ * All pointers but those said to be of the host are memory of the backend. A backend may be asynchronous: its
+ * calls then only issue work, in order, and `download` waits for it. */
 #ifndef TN_BACKEND_BACKEND_H
 #define TN_BACKEND_BACKEND_H
 
 #include "base/fail.h"
 #include "model/graph.h"
+#include "taunet/engine.h"
 
 typedef struct tn_backend tn_backend;
 
@@ -32,6 +37,7 @@ typedef struct tn_args {
     float *grad;    /* grad_floats of this node's own gradients for this chunk; overwritten */
     void *scratch;  /* tn_plan.scratch_bytes */
     int *nonfinite; /* set to 1 when a value that is not finite was seen in y */
+    const struct tn_flat *flat; /* norm and loss excepted: see tn_plan.grad_floats */
     /* loss only */
     const float *targets, *row_weights; /* [rows][classes], [rows] */
     float *row_loss;                    /* [rows], not weighted */
@@ -43,7 +49,8 @@ typedef struct tn_args {
 typedef struct tn_plan {
     const tn_model *model;
     const tn_node *node;
-    size_t grad_floats;         /* of args.grad */
+    size_t grad_floats;         /* of args.grad. A backend that runs chunks one after the other may keep this
+                                   0, and write to (chunk 0) or add to args.flat->grads and sums itself. */
     size_t scratch_bytes;       /* of args.scratch */
     size_t bytes;               /* memory held by the plan itself: packed weights, statistics */
     char implementation[3][48]; /* forward, backward data, backward weights; "" where there is none */
@@ -70,10 +77,10 @@ typedef struct tn_node_ops {
 
     /* norm only: sums of one chunk of x, ... */
     tn_status (*statistics)(tn_plan *plan, const tn_args *args);
-    /* ... merged in chunk order into mean and variance; updates the running ones in `flat`. Returns false in
-     * *finite when one is not. `total_rows` counts the rows of all chunks. */
+    /* ... merged in chunk order into mean and variance; updates the running ones in `flat`. Sets *nonfinite
+     * when one is not finite. `total_rows` counts the rows of all chunks. */
     tn_status (*merge_statistics)(tn_plan *plan, int chunks, int total_rows, const tn_flat *flat,
-                                  bool *finite);
+                                  int *nonfinite);
     /* Makes dz from dy and y, and the sums of one chunk that backward needs, ... */
     tn_status (*reduce)(tn_plan *plan, const tn_args *args);
     /* ... merged in chunk order; writes the gradients of gamma and beta to flat.grads. */
@@ -81,21 +88,26 @@ typedef struct tn_node_ops {
     /* Takes running means and variances for evaluation. */
     tn_status (*load_statistics)(tn_plan *plan, const tn_flat *flat);
 
-    /* Packs the parameters a node computes with (scaled by s) after an update; *finite becomes false when a
-     * value is not. May run on any worker. */
-    tn_status (*pack)(tn_plan *plan, int worker, const tn_flat *flat, bool *finite);
+    /* Packs the parameters a node computes with (scaled by s) after an update; *nonfinite is set when a value
+     * is not finite. May run on any worker. */
+    tn_status (*pack)(tn_plan *plan, int worker, const tn_flat *flat, int *nonfinite);
     /* Unpacks a summed gradient buffer into flat.grads (as dL/d(sW)) and flat.sums. */
     tn_status (*collect)(tn_plan *plan, int worker, const float *grad, const tn_flat *flat);
     /* After every rank's contribution is in: dW = s G, and <G, W> where s is learnable. */
-    tn_status (*finish)(tn_plan *plan, const tn_flat *flat, bool *finite);
+    tn_status (*finish)(tn_plan *plan, const tn_flat *flat, int *nonfinite);
 } tn_node_ops;
 
 /* Any pointer of tn_node_ops may be NULL where the kind needs no such step. */
 typedef struct tn_backend_ops {
     const char *name;
+    bool host_memory;    /* the backend's memory is the host's: nothing needs uploads or downloads */
+    int workers_max;     /* 0: any number */
+    unsigned precisions; /* a bit for each tn_precision it has */
     /* Number of devices that can be used now; 0 is not an error. */
     int (*device_count)(void);
-    tn_status (*open)(int device, int workers, tn_backend **out);
+    /* Why there is none, and what to do; for devices that may be missing. */
+    const char *(*absence)(void);
+    tn_status (*open)(int device, int workers, tn_precision precision, tn_backend **out);
     void (*close)(tn_backend *backend);
     /* Called by every worker thread before its first work. */
     void (*thread_start)(void);
@@ -103,16 +115,58 @@ typedef struct tn_backend_ops {
     void (*describe)(int device, char *text, size_t size);
     tn_status (*alloc)(tn_backend *backend, void *out, size_t bytes, const char *what); /* zeroed */
     void (*release)(tn_backend *backend, void *memory);
+    /* From the host: `from` may be reused at once. To the host: waits for all work issued before. */
     tn_status (*upload)(tn_backend *backend, void *to, const void *from, size_t bytes);
     tn_status (*download)(tn_backend *backend, void *to, const void *from, size_t bytes);
+    /* Zeroes memory. */
+    tn_status (*clear)(tn_backend *backend, void *memory, size_t bytes);
+    /* `count` values of an activation as floats of the host. */
+    tn_status (*read)(tn_backend *backend, const tn_model *model, int tensor, float *to, const float *from,
+                      size_t count);
+    /* Sets *nonfinite when one of the floats is not finite. */
+    tn_status (*check)(tn_backend *backend, const float *values, size_t count, int *nonfinite);
     /* to[i] += from[i] */
     void (*add)(tn_backend *backend, float *to, const float *from, size_t count);
-    /* v = momentum v + g + decay w; w -= lr v (models.md 1.4) */
-    void (*sgd)(tn_backend *backend, float *values, const float *grads, float *momentum, size_t count,
-                float lr, float mu, float decay);
-    /* Sum over i of (parts[0][i] + parts[1][i] + ... - shift)^2, in a fixed order; count >= 1. For probes. */
-    tn_status (*square_sum)(tn_backend *backend, const float *const *parts, int count, float shift,
-                            size_t floats, double *out);
+    /* Gradients of scalar parameters from the sums of nodes, in node order (architecture.md 3.3):
+     *   terms  dparam += factor * (scaled ? s : 1) * sum dz,     carry  dparam += sum dy,
+     *   scale  dparam += factor * (<G, W> + sum over scaled terms of value * sum dz);
+     * sets *nonfinite when one is not. */
+    tn_status (*scalar_gradients)(tn_backend *backend, const tn_model *model, const tn_flat *flat,
+                                  int *nonfinite);
+    /* Sets *stop when one of the flags is set. */
+    tn_status (*any)(tn_backend *backend, const int *flags, int count, int *stop);
+    /* v = momentum v + g + decay w; w -= *lr v (models.md 1.4); nothing where *stop is set. */
+    tn_status (*sgd)(tn_backend *backend, float *values, const float *grads, float *momentum, size_t count,
+                     const float *lr, float mu, float decay, const int *stop);
+    /* mean[i] += rate (values[i] - mean[i]); nothing where *stop is set. NULL where there is none: then
+     * averages of weights are refused. */
+    tn_status (*average)(tn_backend *backend, float *mean, const float *values, size_t count, float rate,
+                         const int *stop);
+    /* Sum over i of (parts[0][i] + parts[1][i] + ... - shift)^2 of gradients or outputs of `tensor`, in a
+     * fixed order, to the host; count >= 1. For probes. */
+    tn_status (*square_sum)(tn_backend *backend, const tn_model *model, int tensor, const float *const *parts,
+                            int count, float shift, size_t floats, double *out);
+
+    /* What follows is for asynchronous backends; NULL elsewhere. */
+
+    /* Takes the plans of all nodes of the model, in their order, and the flags [node_count] that pack_all and
+     * finish_all are to set. */
+    tn_status (*prepare)(tn_backend *backend, const tn_model *model, tn_plan *const *plans,
+                         const tn_flat *flat, int *gradient_flags, int *parameter_flags);
+    /* What pack and finish of nodes do, for all nodes. */
+    tn_status (*pack_all)(tn_backend *backend, const tn_model *model, const tn_flat *flat);
+    tn_status (*finish_all)(tn_backend *backend);
+    /* Bytes of one value of a tensor's activation; NULL: those of a float. */
+    size_t (*element_bytes)(const tn_backend *backend, const tn_model *model, int tensor);
+    /* Work issued between record and submit is remembered in `slot` the second time that it comes by, and
+     * from then on replayed: *replay says that there is nothing to issue. `fresh` forgets the slot first. */
+    tn_status (*record)(tn_backend *backend, int slot, bool fresh, bool *replay);
+    tn_status (*submit)(tn_backend *backend, int slot,
+                        bool complete); /* not complete: an error came between */
+    /* A named range in the device's profiler. */
+    void (*range_begin)(const char *name);
+    void (*range_end)(void);
+
     const tn_node_ops *nodes[TN_NODE_KINDS];
 } tn_backend_ops;
 
@@ -121,8 +175,14 @@ struct tn_backend {
     int workers;
 };
 
+#define TN_RECORD_SLOTS 4
+
+/* The backends that this build has, in the order in which "auto" tries them; NULL behind the last. */
+const tn_backend_ops *tn_backend_at(int index);
+
 /* The registry: resolves a --device value ("auto", "cpu", "cuda", "cuda:N") to a table and a device number.
- */
-tn_status tn_backend_find(const char *device, const tn_backend_ops **ops, int *number);
+ * TN_ERR_DEVICE where there is none, TN_ERR_USAGE where it has not the precision. */
+tn_status tn_backend_find(const char *device, tn_precision precision, const tn_backend_ops **ops,
+                          int *number);
 
 #endif

@@ -62,7 +62,6 @@ static tn_status check_characters(const parser *p) {
 
 static tn_status parse_name(parser *p, char name[TN_CONFIG_NAME_MAX]) {
     const char *first = p->at;
-    if (*first == '[') return fail_at(p, first, "tables are not supported; write 'name = value' lines");
     if (*first == '"' || *first == '\'') return fail_at(p, first, "write the name without quotes");
     while (p->at < p->end && is_name_byte(*p->at)) p->at++;
     size_t length = (size_t)(p->at - first);
@@ -74,6 +73,24 @@ static tn_status parse_name(parser *p, char name[TN_CONFIG_NAME_MAX]) {
     if (p->at == p->end || *p->at != '=') return fail_at(p, p->at, "expected '=' after '%s'", name);
     p->at++;
     skip_blanks(p);
+    return TN_OK;
+}
+
+/* [name] or [[name]]; p->at stands at the first bracket. */
+static tn_status parse_table(parser *p, char name[TN_CONFIG_NAME_MAX], tn_config_kind *kind) {
+    const char *open = p->at;
+    size_t brackets = p->end - open >= 2 && open[1] == '[' ? 2 : 1;
+    p->at += brackets;
+    const char *first = p->at;
+    while (p->at < p->end && is_name_byte(*p->at)) p->at++;
+    size_t length = (size_t)(p->at - first);
+    if (length == 0 || length >= TN_CONFIG_NAME_MAX || (size_t)(p->end - p->at) < brackets ||
+        memcmp(p->at, "]]", brackets) != 0)
+        return fail_at(p, open, "not the name of a table; write [name] or [[name]]");
+    p->at += brackets;
+    memcpy(name, first, length);
+    name[length] = 0;
+    *kind = brackets == 2 ? TN_CONFIG_ELEMENT : TN_CONFIG_TABLE;
     return TN_OK;
 }
 
@@ -171,6 +188,14 @@ static tn_status parse_bare(parser *p, tn_config_kind *kind) {
     return TN_OK;
 }
 
+static tn_status parse_value(parser *p, tn_config_entry *entry, char name[TN_CONFIG_NAME_MAX]) {
+    TN_TRY(parse_name(p, name));
+    entry->value_column = column(p, p->at);
+    if (at_end(p)) return fail_at(p, p->at, "the value of '%s' is missing", name);
+    if (*p->at == '"' || *p->at == '\'') return parse_string(p);
+    return parse_bare(p, &entry->kind);
+}
+
 static tn_status parse_line(parser *p, tn_config_visit visit, void *context) {
     TN_TRY(check_characters(p));
     p->at = p->start;
@@ -178,18 +203,14 @@ static tn_status parse_line(parser *p, tn_config_visit visit, void *context) {
     if (at_end(p)) return TN_OK;
     char name[TN_CONFIG_NAME_MAX];
     tn_config_entry entry = {.file = p->file, .name = name, .kind = TN_CONFIG_STRING, .line = p->line};
-    entry.name_column = column(p, p->at);
-    TN_TRY(parse_name(p, name));
-    entry.value_column = column(p, p->at);
-    if (at_end(p)) return fail_at(p, p->at, "the value of '%s' is missing", name);
+    entry.name_column = entry.value_column = column(p, p->at);
+    bool table = *p->at == '[';
     p->value.length = 0;
     TN_TRY(tn_string_append(&p->value, "", 0));
-    if (*p->at == '"' || *p->at == '\'')
-        TN_TRY(parse_string(p));
-    else
-        TN_TRY(parse_bare(p, &entry.kind));
+    TN_TRY(table ? parse_table(p, name, &entry.kind) : parse_value(p, &entry, name));
     skip_blanks(p);
-    if (!at_end(p)) return fail_at(p, p->at, "unexpected text after the value of '%s'", name);
+    if (!at_end(p))
+        return fail_at(p, p->at, "unexpected text after %s'%s'", table ? "table " : "the value of ", name);
     entry.value = p->value.data;
     return visit(context, &entry);
 }

@@ -2,10 +2,11 @@
  *
  *   # comment
  *   name = value        value: "text", 'text', 128, 1e-4, true, false
+ *   [table]             and [[table]]: what follows belongs to it; options refuse them, recipes have them
  *
  * Names consist of letters, digits, '-' and '_' (which mean the same). Double-quoted text knows \" \\ \n \t
- * and \uXXXX. Tables, arrays, dates and text over several lines are refused, and so are NUL bytes, other
- * control characters and anything that is not UTF-8. Positions are file:line:column, columns counted in
+ * and \uXXXX. Arrays, inline tables, dates and text over several lines are refused, and so are NUL bytes,
+ * other control characters and anything that is not UTF-8. Positions are file:line:column, columns counted in
  * characters from 1. */
 #ifndef TN_BASE_CONFIG_FILE_H
 #define TN_BASE_CONFIG_FILE_H
@@ -20,10 +21,12 @@
 typedef enum tn_config_kind {
     TN_CONFIG_STRING,
     TN_CONFIG_NUMBER, /* integer or float; `value` is its text without '_' */
-    TN_CONFIG_BOOL    /* "true" or "false" */
+    TN_CONFIG_BOOL,   /* "true" or "false" */
+    TN_CONFIG_TABLE,  /* [name]: `value` is empty */
+    TN_CONFIG_ELEMENT /* [[name]]: one more of that name */
 } tn_config_kind;
 
-/* One line of a file, valid during the visit. */
+/* One line of a file that is neither blank nor a comment, valid during the visit. */
 typedef struct tn_config_entry {
     const char *file;  /* fit to be shown */
     const char *name;  /* with '-' for '_' */
@@ -32,7 +35,7 @@ typedef struct tn_config_entry {
     int line, name_column, value_column;
 } tn_config_entry;
 
-/* Called for each line that holds a value, in order. What it returns, when not TN_OK, ends the parse and is
+/* Called for each such line, in order. What it returns, when not TN_OK, ends the parse and is
  * returned; the visitor puts the position into its message. */
 typedef tn_status (*tn_config_visit)(void *context, const tn_config_entry *entry);
 

@@ -7,7 +7,17 @@
 #include "base/expression.h"
 #include "base/schedule.h"
 
-enum { TRAIN = 1, EVAL = 2, INIT = 4, INFO = 8, BENCH = 16, THEORY = 32, ALL = 63 };
+enum {
+    TRAIN = 1,
+    EVAL = 2,
+    INIT = 4,
+    INFO = 8,
+    BENCH = 16,
+    THEORY = 32,
+    TABLE = 64,
+    REPORT = 128,
+    ALL = 255
+};
 
 const tn_command tn_command_rows[] = {
     {"train", "train a model", "taunet train --data cifar10:DIR --out runs/first", TRAIN, NULL},
@@ -21,6 +31,10 @@ const tn_command tn_command_rows[] = {
      NULL},
     {"theory", "measure a claim of the theory", "taunet theory spectral --out runs/spectral", THEORY,
      "experiment"},
+    {"table", "reproduce a table or figure", "taunet table table1 --scale quick --data cifar10:DIR", TABLE,
+     "recipe"},
+    {"report", "HTML report of runs", "taunet report runs/first runs/second --out compare.html", REPORT,
+     "run"},
 };
 const int tn_command_count = sizeof tn_command_rows / sizeof *tn_command_rows;
 
@@ -31,6 +45,7 @@ static const char *const augmentations[] = {"standard", "none", NULL};
 static const char *const bad_samples[] = {"stop", "skip", NULL};
 static const char *const losses[] = {"cross-entropy", "squared", NULL};
 static const char *const probes[] = {"norms", NULL};
+static const char *const scales[] = {"full", "quick", "smoke", NULL};
 static const char *const precisions[] = {"fp32", "tf32", "bf16", NULL};
 
 static tn_status check_schedule(const char *value) {
@@ -45,6 +60,17 @@ static tn_status check_device(const char *value) {
     if (digits >= 1 && digits <= 3 && index[digits] == 0) return TN_OK;
     return tn_fail(TN_ERR_USAGE, "--device \"%s\": no such device; use auto, cpu, cuda or cuda:N",
                    tn_make_legible(value).text);
+}
+
+static tn_status check_devices(const char *value) {
+    char name[32];
+    for (const char *at = value;; at++) {
+        size_t length = strcspn(at, ",");
+        snprintf(name, sizeof name, "%.*s", (int)length, at);
+        TN_TRY(check_device(name));
+        at += length;
+        if (!*at) return TN_OK;
+    }
 }
 
 /* The type of a row follows from its field, so that the two cannot disagree. Enums are unsigned here. */
@@ -68,12 +94,14 @@ static tn_status check_device(const char *value) {
 #define DEVICE      .group = "device"
 #define FILES       .group = "files"
 #define THEORETICAL .group = "experiment"
+#define TABULAR     .group = "table"
+#define REPORTING   .group = "report"
 #define GENERAL     .group = "general"
 
 /* clang-format off */
 const tn_option tn_option_rows[] = {
     {"model", MODEL, "NAME", "resnet20", FIELD(model), .commands = TRAIN | INIT | INFO | BENCH,
-     .help = "resnet20, resnet56, resnet110, resnet1202: any depth 6n+2; fcresnet or feedforward"},
+     .help = "resnet20, resnet110: any depth 6n+2; resnet18, 34, 50, 101, 152; fcresnet or feedforward"},
     {"model", MODEL, "NAME", "", FIELD(model), .commands = EVAL, .unset = "the checkpoint's",
      .help = IN_PLACE},
     {"variant", MODEL, "NAME", "tau", FIELD(variant), .commands = TRAIN | INIT | INFO | BENCH, .choices = variants,
@@ -90,7 +118,7 @@ const tn_option tn_option_rows[] = {
     {"tau-sharing", MODEL, "HOW", "shared", FIELD(tau_sharing), .commands = EVAL, .choices = tau_sharings,
      .unset = "the checkpoint's", .help = IN_PLACE},
     {"bn-shortcut", MODEL, "YES|NO", "yes", FIELD(bn_shortcut), .commands = TRAIN | INIT | INFO | BENCH,
-     .help = "batch norm on the subsampled shortcuts of the CIFAR bn networks"},
+     .help = "bn networks: batch norm on the shortcuts that change shape"},
     {"bn-shortcut", MODEL, "YES|NO", "yes", FIELD(bn_shortcut), .commands = EVAL, .unset = "the checkpoint's",
      .help = IN_PLACE},
     {"zero-init-last-gamma", MODEL, "YES|NO", "no", FIELD(zero_init_last_gamma), .commands = TRAIN | INIT | INFO | BENCH,
@@ -111,10 +139,10 @@ const tn_option tn_option_rows[] = {
      .help = "softmax cross-entropy, or half the squared distance to the target"},
     {"loss", MODEL, "NAME", "cross-entropy", FIELD(loss), .commands = EVAL, .choices = losses,
      .unset = "the checkpoint's", .help = IN_PLACE},
-    {"input", MODEL, "CxHxW", "3x32x32", FIELD(input), .commands = INIT | INFO | BENCH, .min = 1, .max = 4096,
-     .help = "channels, height and width of an image"},
-    {"classes", MODEL, "N", "10", FIELD(classes), .commands = INIT | INFO | BENCH, .min = 1, .max = 1000000,
-     .help = "outputs of the last layer"},
+    {"input", MODEL, "CxHxW", "auto", FIELD(input), .commands = INIT | INFO | BENCH, .min = 1, .max = 4096,
+     .zero = "auto", .help = "an image's channels, height, width; auto is 3x32x32, of ImageNet's networks 3x224x224"},
+    {"classes", MODEL, "N", "auto", FIELD(classes), .commands = INIT | INFO | BENCH, .min = 1, .max = 1000000,
+     .zero = "auto", .help = "outputs of the last layer; auto is 10, of ImageNet's networks 1000"},
 
     {"data", DATA, "SPEC", "", FIELD(data), .commands = TRAIN | EVAL, .required = TRAIN | EVAL,
      .resume = TN_RESUME_MOVED,
@@ -164,6 +192,8 @@ const tn_option tn_option_rows[] = {
      .help = "constant, cosine, or step:EPOCH,EPOCH,...:FACTOR"},
     {"warmup", TRAINING, "EPOCHS", "0", FIELD(warmup), .commands = TRAIN, .min = 0, .max = 1000000,
      .help = "epochs, or part of one, over which the learning rate rises linearly"},
+    {"ema", TRAINING, "DECAY", "0", FIELD(ema), .commands = TRAIN, .min = 0, .max = 1, .below_max = true,
+     .help = "evaluate, and keep as best, an average of the weights that keeps DECAY of itself at each step; 0 is off"},
     {"seed", TRAINING, "N", "0", FIELD(seed), .commands = TRAIN | INIT, .help = "seed of all randomness"},
     {"init", TRAINING, "FILE", "", FIELD(init), .commands = TRAIN, .help = "start from the weights of this checkpoint"},
 
@@ -225,6 +255,32 @@ const tn_option tn_option_rows[] = {
     {"seed", THEORETICAL, "N", "0", FIELD(seed), .commands = THEORY, .help = "seed of all randomness"},
     {"threads", THEORETICAL, "N", "auto", FIELD(threads), .commands = THEORY, .min = 1, .max = 1024, .zero = "auto",
      .help = "workers; auto is one a core"},
+
+    {"recipe", TABULAR, "NAME", "", FIELD(recipe), .commands = TABLE, .required = TABLE,
+     .help = "the table, also as an argument of its own: a name from 'taunet table list' or a recipe file"},
+    {"scale", TABULAR, "NAME", "full", FIELD(scale), .commands = TABLE, .choices = scales,
+     .help = "full is the paper's recipe, quick a reduction for two cores, smoke takes minutes"},
+    {"data", TABULAR, "SPEC,SPEC,...", "", FIELD(data), .commands = TABLE, .unset = "the recipe's",
+     .help = "data sets in place of the recipe's of the same kind: cifar10:DIR,mnist:DIR"},
+    {"out", TABULAR, "DIR", "", FIELD(out), .commands = TABLE, .unset = "runs/NAME-SCALE",
+     .help = "folder for results and runs; finished runs in it are kept, others continued"},
+    {"jobs", TABULAR, "N", "1", FIELD(jobs), .commands = TABLE, .min = 1, .max = 1024, .help = "runs at a time"},
+    {"device", TABULAR, "NAME,NAME,...", "auto", FIELD(device), .commands = TABLE, .check = check_devices,
+     .help = "device of the runs; of several, each of the --jobs takes one in turn: cuda:0,cuda:1"},
+    {"threads", TABULAR, "N", "auto", FIELD(threads), .commands = TABLE, .min = 1, .max = 1024, .zero = "auto",
+     .help = "workers of each run; auto shares the cores between the --jobs"},
+    {"train-options", TABULAR, "NAME=VALUE ...", "", FIELD(train_options), .commands = TABLE,
+     .help = "further options of every run, as for train, by name: \"precision=bf16 epochs=10\""},
+    {"list", TABULAR, "YES|NO", "no", FIELD(list), .commands = TABLE, .command_line_only = true,
+     .help = "print the runs as commands, with what is there of them, and stop"},
+    {"collect", TABULAR, "YES|NO", "no", FIELD(collect), .commands = TABLE, .command_line_only = true,
+     .help = "train nothing: write the results of the runs that are there"},
+
+    {"run", REPORTING, "DIR", "", FIELD(runs), .commands = REPORT, .required = REPORT, .repeated = true,
+     .command_line_only = true,
+     .help = "folder of a run, or one with such folders in it; also as arguments of their own"},
+    {"out", REPORTING, "FILE", "", FIELD(out), .commands = REPORT, .unset = "DIR/report.html of a single DIR",
+     .help = "file to write"},
 
     {"config", GENERAL, "FILE", "", FIELD(config), .commands = ALL, .command_line_only = true, .resume = TN_RESUME_FREE,
      .help = "read 'name = value' lines (TOML); what comes later on the command line wins"},

@@ -36,11 +36,12 @@ typedef struct tn_option {
     tn_option_type type;
     size_t offset; /* of the field in tn_options */
     double min, max;
-    bool above_min, below_max;             /* the bound itself is not allowed */
-    const char *zero;                      /* int: the word for 0, which is then allowed beside min to max */
-    const char *const *choices;            /* ends with NULL */
+    bool above_min, below_max;  /* the bound itself is not allowed */
+    const char *zero;           /* int, shape: the word for 0, which is then allowed beside min to max */
+    const char *const *choices; /* ends with NULL */
     tn_status (*check)(const char *value); /* text: further checks; the message is complete */
     tn_option_resume resume;
+    bool repeated;          /* text: may be given again; the values are joined by newlines */
     bool command_line_only; /* an order, not a setting: neither saved nor read from files */
 } tn_option;
 

@@ -156,9 +156,10 @@ static tn_status set_list(const tn_option *row, tn_options *options, const char 
 }
 
 static tn_status set_shape(const tn_option *row, tn_options *options, const char *value) {
-    int dims[3];
+    int dims[3] = {0, 0, 0};
     const char *at = value;
-    for (int i = 0; i < 3; i++) {
+    bool zero = row->zero && strcmp(value, row->zero) == 0;
+    for (int i = 0; i < 3 && !zero; i++) {
         size_t length = strspn(at, "0123456789");
         char end = i < 2 ? 'x' : 0;
         if (length == 0 || at[length] != end) return refuse(row, value, "not of the form CxHxW");
@@ -228,6 +229,7 @@ tn_status tn_option_print(const tn_option *row, const tn_options *options, tn_st
         return print_list(at, out);
     case TN_OPTION_SHAPE: {
         tn_input_shape s = *(const tn_input_shape *)at;
+        if (row->zero && s.channels == 0) return tn_string_printf(out, "%s", row->zero);
         return tn_string_printf(out, "%dx%dx%d", s.channels, s.height, s.width);
     }
     }

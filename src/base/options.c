@@ -47,7 +47,18 @@ void tn_options_free_text(char *text) {
     tn_free(text);
 }
 
+/* Puts a further value behind those that an option has been given before. */
+static tn_status add(tn_options *options, const tn_option *row, const char *value) {
+    tn_string all = {0};
+    const char *before = *(char **)(void *)((char *)options + row->offset);
+    tn_status status = tn_string_printf(&all, "%s\n%s", before, value);
+    if (status == TN_OK) status = tn_option_parse(row, options, all.data);
+    tn_string_free(&all);
+    return status;
+}
+
 static tn_status set(tn_options *options, const tn_option *row, const char *value) {
+    if (row->repeated && *given(options, row)) return add(options, row, value);
     TN_TRY(tn_option_parse(row, options, value));
     *given(options, row) = true;
     return TN_OK;
@@ -87,11 +98,11 @@ static tn_status find_value(const tn_option *row, int argc, char *const *argv, i
     return TN_OK;
 }
 
-/* The argument of its own that some commands take, once. */
+/* The argument of its own that some commands take, once or repeated. */
 static tn_status set_positional(tn_options *options, const tn_command *command, const char *value) {
     const tn_option *row;
     TN_TRY(tn_option_find(command, "--", command->positional, &row));
-    if (*given(options, row))
+    if (*given(options, row) && !row->repeated)
         return tn_fail(TN_ERR_USAGE, "unexpected argument \"%s\"; %s takes one --%s",
                        tn_make_legible(value).text, command->name, row->name);
     return set(options, row, value);
@@ -129,6 +140,9 @@ typedef struct loading {
 static tn_status visit(void *context, const tn_config_entry *entry) {
     loading *load = context;
     const tn_option *row;
+    if (entry->kind == TN_CONFIG_TABLE || entry->kind == TN_CONFIG_ELEMENT)
+        return tn_fail(TN_ERR_USAGE, "%s:%d:%d: tables are not supported; write 'name = value' lines",
+                       entry->file, entry->line, entry->name_column);
     tn_status status = tn_option_find(load->command, "", entry->name, &row);
     if (status != TN_OK)
         return tn_fail_prefix(status, "%s:%d:%d", entry->file, entry->line, entry->name_column);

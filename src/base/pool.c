@@ -96,6 +96,7 @@ tn_status tn_pool_create(int threads, void (*on_start)(void), tn_pool **out) {
     pthread_cond_init(&pool->work, NULL);
     pthread_cond_init(&pool->done, NULL);
     pool->thread_count = threads;
+    if (threads == 0 && on_start) on_start();
     pool->on_start = on_start;
     tn_status status = tn_alloc(&pool->threads, (size_t)threads, sizeof *pool->threads, "worker pool");
     for (int i = 0; status == TN_OK && i < threads; i++) status = start_worker(pool, i);
@@ -127,6 +128,8 @@ int tn_pool_threads(const tn_pool *pool) {
 
 tn_status tn_pool_run(tn_pool *pool, int count, tn_pool_body body, void *context) {
     if (count <= 0) return TN_OK;
+    for (int i = 0; pool->thread_count == 0 && i < count; i++) TN_TRY(body(context, i, 0));
+    if (pool->thread_count == 0) return TN_OK;
     pthread_mutex_lock(&pool->mutex);
     pool->count = count;
     pool->body = body;

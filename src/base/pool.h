@@ -13,7 +13,8 @@ typedef struct tn_pool tn_pool;
  * time). */
 typedef tn_status (*tn_pool_body)(void *context, int index, int worker);
 
-/* Starts `threads` threads (>= 1); each calls on_start (may be NULL) first. Free with tn_pool_free. */
+/* Starts `threads` threads; each calls on_start (may be NULL) first. With 0 threads, loops run on the calling
+ * thread, as worker 0. Free with tn_pool_free. */
 tn_status tn_pool_create(int threads, void (*on_start)(void), tn_pool **out);
 void tn_pool_free(tn_pool *pool);
 int tn_pool_threads(const tn_pool *pool);

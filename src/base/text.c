@@ -42,6 +42,15 @@ tn_status tn_string_code_point(tn_string *text, unsigned c) {
     return tn_string_append(text, bytes, (size_t)tail + 1);
 }
 
+tn_status tn_string_csv(tn_string *text, const char *value) {
+    TN_TRY(tn_string_append(text, "\"", 1));
+    for (; *value; value++) {
+        if (*value == '"') TN_TRY(tn_string_append(text, "\"", 1));
+        TN_TRY(tn_string_append(text, value, 1));
+    }
+    return tn_string_append(text, "\"", 1);
+}
+
 void tn_string_free(tn_string *text) {
     tn_free(text->data);
     *text = (tn_string){0};

@@ -19,6 +19,9 @@ tn_status tn_string_printf(tn_string *text, const char *format, ...) __attribute
 /* Appends the code point (0 to 0x10FFFF, no surrogate) as UTF-8. */
 tn_status tn_string_code_point(tn_string *text, unsigned code_point);
 
+/* Appends `value` as a quoted field of a CSV file (RFC 4180). */
+tn_status tn_string_csv(tn_string *text, const char *value);
+
 /* Frees the memory and leaves an empty text. */
 void tn_string_free(tn_string *text);
 

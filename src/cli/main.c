@@ -3,9 +3,11 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/progress.h"
 #include "taunet/options.h"
+#include "taunet/report.h"
 #include "taunet/run.h"
 #include "taunet/theory.h"
 
@@ -47,6 +49,17 @@ static tn_status print_text(char *text) {
     return TN_OK;
 }
 
+/* The page in the folder of a run that is through. */
+static tn_status write_page(const char *folder) {
+    tn_options *options;
+    tn_status status = tn_options_create("report", &options);
+    if (status != TN_OK) return status;
+    status = tn_options_set(options, "run", folder);
+    if (status == TN_OK) status = tn_report_run(options, NULL);
+    tn_options_free(options);
+    return status;
+}
+
 static tn_status run_train(const tn_options *options) {
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
@@ -57,7 +70,7 @@ static tn_status run_train(const tn_options *options) {
     tn_run_hooks hooks = {.event = progress_show, .context = &state, .stop = &stop_signal};
     tn_status status = tn_run_train(options, &hooks);
     progress_end(&state);
-    return status;
+    return status == TN_OK ? write_page(options->out) : status;
 }
 
 static tn_status run_eval(const tn_options *options) {
@@ -133,11 +146,31 @@ static tn_status run_theory(const tn_options *options) {
     return tn_theory_run(options, &hooks);
 }
 
+/* Runs are made with this very program, wherever it was called from. */
+static tn_status run_table(const tn_options *options) {
+    char program[4096];
+    ssize_t size = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (size > 0)
+        program[size] = 0;
+    else
+        snprintf(program, sizeof program, "taunet"); /* without /proc: as the shell would find it */
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+    signal(SIGHUP, on_signal);
+    tn_report_hooks hooks = {.line = show_line, .stop = &stop_signal};
+    return tn_table_run(options, program, &hooks);
+}
+
+static tn_status run_report(const tn_options *options) {
+    tn_report_hooks hooks = {.line = show_line, .stop = &stop_signal};
+    return tn_report_run(options, &hooks);
+}
+
 static const struct {
     const char *name;
     tn_status (*run)(const tn_options *options);
-} commands[] = {{"train", run_train}, {"eval", run_eval},   {"init", run_init},
-                {"info", run_info},   {"bench", run_bench}, {"theory", run_theory}};
+} commands[] = {{"train", run_train}, {"eval", run_eval},     {"init", run_init},   {"info", run_info},
+                {"bench", run_bench}, {"theory", run_theory}, {"table", run_table}, {"report", run_report}};
 
 static tn_status help(const char *command) {
     char *text;

@@ -1,112 +1,82 @@
-/* What an engine does with a batch: chunks to workers, gradients through the tree, statistics between
- * segments. */
-#include <math.h>
+/* Batches in, results out: memory of a batch, chunks on workers, evaluation. */
 #include <string.h>
 
 #include "base/clock.h"
 #include "engine/state.h"
 
-static const tn_node_ops *ops_of(const tn_engine *e, int node) {
+const tn_node_ops *tn_engine_node_ops(const tn_engine *e, int node) {
     return e->backend->ops->nodes[e->model->nodes[node].kind];
 }
 
-static void trace_add(tn_engine *e, int worker, const char *name, const char *category, double start) {
+void tn_engine_trace_work(tn_engine *e, int worker, const char *name, const char *category, double start) {
     if (e->trace) tn_trace_add(e->trace, worker, name, category, start, tn_now());
+}
+
+/* ---- flags ---- */
+
+static size_t flag_offset(const tn_engine *e, tn_flag_kind kind, int worker) {
+    return ((size_t)kind * (size_t)e->config.threads + (size_t)worker) * (size_t)(e->model->node_count + 1);
+}
+
+int *tn_engine_flags(const tn_engine *e, tn_flag_kind kind, int worker) {
+    return e->report.flags + flag_offset(e, kind, worker);
+}
+
+bool tn_engine_flagged(const tn_engine *e, tn_flag_kind kind, int node) {
+    for (int w = 0; w < e->config.threads; w++)
+        if (e->seen.flags[flag_offset(e, kind, w) + (size_t)node]) return true;
+    return false;
+}
+
+static tn_status clear_flags(tn_engine *e, tn_flag_kind first, tn_flag_kind end) {
+    int *from = tn_engine_flags(e, first, 0), *to = tn_engine_flags(e, end, 0);
+    return e->backend->ops->clear(e->backend, from, (size_t)(to - from) * sizeof(int));
 }
 
 /* ---- parameters ---- */
 
 static tn_status pack_node(void *context, int node, int worker) {
     tn_engine *e = context;
-    const tn_node_ops *ops = ops_of(e, node);
-    e->node_finite[node] = true;
+    const tn_node_ops *ops = tn_engine_node_ops(e, node);
     if (!ops->pack) return TN_OK;
     double start = tn_now();
-    TN_TRY(ops->pack(tn_executor_plan(e->executor, node), worker, &e->flat, &e->node_finite[node]));
-    trace_add(e, worker, e->model->nodes[node].name, "pack", start);
+    TN_TRY(ops->pack(tn_executor_plan(e->executor, node), worker, &e->flat,
+                     tn_engine_flags(e, TN_FLAG_PARAMETER, worker) + node));
+    tn_engine_trace_work(e, worker, e->model->nodes[node].name, "pack", start);
     return TN_OK;
+}
+
+tn_status tn_engine_issue_pack(tn_engine *e) {
+    const tn_backend_ops *ops = e->backend->ops;
+    TN_TRY(clear_flags(e, TN_FLAG_PARAMETER, TN_FLAG_KINDS));
+    if (ops->pack_all) return ops->pack_all(e->backend, e->model, &e->flat);
+    return tn_pool_run(e->pool, e->model->node_count, pack_node, e);
 }
 
 tn_status tn_engine_pack(tn_engine *e) {
     if (e->packed) return TN_OK;
-    TN_TRY(tn_pool_run(e->pool, e->model->node_count, pack_node, e));
-    e->bad_node = -1;
-    for (int i = e->model->node_count - 1; i >= 0; i--)
-        if (!e->node_finite[i]) e->bad_node = i;
+    TN_TRY(tn_engine_issue_pack(e));
+    TN_TRY(tn_engine_read_report(e));
     e->packed = true;
     return TN_OK;
 }
 
-static tn_status fail_weights(const tn_engine *e) {
+tn_status tn_engine_fail_weights(const tn_engine *e) {
     return tn_fail(TN_ERR_DIVERGED, "a value that is not finite in the parameters of layer %s",
                    e->model->nodes[e->bad_node].name);
 }
 
-/* ---- running chunks ---- */
+/* ---- a batch comes in ---- */
 
-typedef struct batch_run {
-    tn_engine *engine;
-    const tn_batch *batch;
-    bool training;
-    int segment;
-    float *logits;
-} batch_run;
-
-static int chunk_count(const tn_engine *e, const tn_batch *batch) {
-    return (batch->rows + e->config.micro_batch - 1) / e->config.micro_batch;
+int tn_engine_chunks_of(const tn_engine *e, const tn_batch *b) {
+    return (b->rows + e->config.micro_batch - 1) / e->config.micro_batch;
 }
 
-/* NaN and infinity in the images; a comparison would miss NaN. */
-static bool images_finite(const float *images, size_t count) {
-    float poison = 0;
-    for (size_t i = 0; i < count; i++) poison += images[i] * 0.0f;
-    return poison == 0.0f;
+static size_t image_floats(const tn_batch *b) {
+    return (size_t)b->channels * (size_t)b->height * (size_t)b->width;
 }
 
-static tn_chunk chunk_of(const batch_run *run, int index) {
-    tn_engine *e = run->engine;
-    const tn_batch *b = run->batch;
-    size_t image = (size_t)b->channels * (size_t)b->height * (size_t)b->width;
-    int first = index * e->config.micro_batch, left = b->rows - first;
-    tn_chunk chunk = {.index = index,
-                      .rows = left < e->config.micro_batch ? left : e->config.micro_batch,
-                      .images = b->images + (size_t)first * image,
-                      .targets = b->targets + (size_t)first * (size_t)b->classes,
-                      .row_weights = e->row_weights + first,
-                      .labels = b->labels ? b->labels + first : NULL,
-                      .row_loss = e->row_loss + first,
-                      .row_rank = e->row_rank + first};
-    if (run->training) chunk.probe = e->probe;
-    /* Only the last chunk can be short; its rows are staged before the workers start. */
-    if (chunk.rows < e->config.micro_batch) chunk.images = e->staging;
-    return chunk;
-}
-
-static tn_status run_chunk(void *context, int index, int worker) {
-    const batch_run *run = context;
-    tn_engine *e = run->engine;
-    const tn_batch *b = run->batch;
-    int nodes = e->model->node_count, *nonfinite = e->nonfinite + worker * (nodes + 1);
-    tn_chunk chunk = chunk_of(run, index);
-    size_t image = (size_t)b->channels * (size_t)b->height * (size_t)b->width;
-    if (run->segment == 0 && run->training && !images_finite(chunk.images, (size_t)chunk.rows * image))
-        nonfinite[nodes] = 1;
-    const tn_segment *segment = &tn_executor_program(e->executor, run->training)->segments[run->segment];
-    if (segment->grad_floats) chunk.grads = tn_gradient_tree_take(e->tree);
-    TN_TRY(tn_executor_run(e->executor, run->training, run->segment, &chunk, worker, nonfinite, e->trace));
-    if (chunk.grads) {
-        double start = tn_now();
-        tn_gradient_tree_bring(e->tree, index, chunk.grads);
-        trace_add(e, worker, "sum gradients", "reduction", start);
-    }
-    if (!run->logits) return TN_OK;
-    size_t classes = (size_t)b->classes;
-    return e->backend->ops->download(
-        e->backend, run->logits + (size_t)index * (size_t)e->config.micro_batch * classes,
-        tn_executor_logits(e->executor, worker), (size_t)chunk.rows * classes * sizeof(float));
-}
-
-static tn_status begin_batch(tn_engine *e, const tn_batch *b) {
+static tn_status check_batch(const tn_engine *e, const tn_batch *b) {
     const tn_shape in = e->model->tensors[0].shape;
     if (b->rows < 1 || b->rows > e->config.max_batch)
         return tn_fail(TN_ERR_USAGE, "a batch of %d rows for an engine made for 1 to %d", b->rows,
@@ -117,186 +87,141 @@ static tn_status begin_batch(tn_engine *e, const tn_batch *b) {
                        "a batch of %dx%dx%d images and %d classes for a model of %dx%dx%d and %d",
                        b->channels, b->height, b->width, b->classes, in.channels, in.height, in.width,
                        e->model->classes);
-    int chunk_rows = e->config.micro_batch, rest = b->rows % chunk_rows;
-    size_t image = (size_t)in.channels * (size_t)in.height * (size_t)in.width;
-    if (rest) {
-        memcpy(e->staging, b->images + (size_t)(b->rows - rest) * image,
-               (size_t)rest * image * sizeof(float));
-        memset(e->staging + (size_t)rest * image, 0, (size_t)(chunk_rows - rest) * image * sizeof(float));
-    }
-    for (int i = 0; i < b->rows; i++) e->row_weights[i] = b->weights ? b->weights[i] : (float)(1.0 / b->rows);
-    memset(e->nonfinite, 0, (size_t)e->config.threads * (size_t)(e->model->node_count + 1) * sizeof(int));
-    return tn_engine_pack(e);
+    return TN_OK;
 }
 
-static void add_results(const tn_engine *e, const tn_batch *b, tn_result *result) {
+/* The host's memory is used where it is; only the images of a short last chunk are copied, behind zeros. */
+static void stage(tn_engine *e, const tn_batch *b) {
+    size_t chunk_rows = (size_t)e->config.micro_batch, rest = (size_t)b->rows % chunk_rows,
+           image = image_floats(b);
+    if (rest == 0) return;
+    memcpy(e->inputs.images, b->images + ((size_t)b->rows - rest) * image, rest * image * sizeof(float));
+    memset(e->inputs.images + rest * image, 0, (chunk_rows - rest) * image * sizeof(float));
+}
+
+/* The images of one chunk, with zeros behind a short one. */
+static tn_status upload_images(tn_engine *e, const tn_batch *b, int chunk) {
+    tn_backend *backend = e->backend;
+    size_t image = image_floats(b), chunk_rows = (size_t)e->config.micro_batch,
+           first = (size_t)chunk * chunk_rows, left = (size_t)b->rows - first,
+           rows = left < chunk_rows ? left : chunk_rows;
+    float *to = e->inputs.images + (size_t)chunk * e->inputs.chunk_floats;
+    TN_TRY(backend->ops->upload(backend, to, b->images + first * image, rows * image * sizeof(float)));
+    return backend->ops->clear(backend, to + rows * image, (chunk_rows - rows) * image * sizeof(float));
+}
+
+static tn_status upload(tn_engine *e, const tn_batch *b) {
+    tn_backend *backend = e->backend;
+    const tn_backend_ops *ops = backend->ops;
+    size_t rows = (size_t)b->rows, classes = (size_t)b->classes,
+           padded = (size_t)tn_engine_chunks_of(e, b) * (size_t)e->config.micro_batch;
+    for (int i = 0; i < tn_engine_chunks_of(e, b); i++) TN_TRY(upload_images(e, b, i));
+    TN_TRY(ops->upload(backend, e->inputs.targets, b->targets, rows * classes * sizeof(float)));
+    TN_TRY(ops->upload(backend, e->inputs.row_weights, e->row_weights, padded * sizeof(float)));
+    if (b->labels) TN_TRY(ops->upload(backend, e->inputs.labels, b->labels, rows * sizeof(int)));
+    if (rows == padded) return TN_OK;
+    TN_TRY(
+        ops->clear(backend, e->inputs.targets + rows * classes, (padded - rows) * classes * sizeof(float)));
+    return ops->clear(backend, e->inputs.labels + rows, (padded - rows) * sizeof(int));
+}
+
+tn_status tn_engine_begin(tn_engine *e, const tn_batch *b) {
+    TN_TRY(check_batch(e, b));
+    TN_TRY(tn_engine_pack(e));
+    if (e->bad_node >= 0) return tn_engine_fail_weights(e);
+    memset(e->row_weights, 0, (size_t)e->chunks * (size_t)e->config.micro_batch * sizeof(float));
+    for (int i = 0; i < b->rows; i++) e->row_weights[i] = b->weights ? b->weights[i] : (float)(1.0 / b->rows);
+    if (e->backend->ops->host_memory)
+        stage(e, b);
+    else
+        TN_TRY(upload(e, b));
+    TN_TRY(clear_flags(e, TN_FLAG_OUTPUT, TN_FLAG_PARAMETER));
+    return e->backend->ops->clear(e->backend, e->report.stop, sizeof(int));
+}
+
+/* ---- chunks ---- */
+
+static tn_chunk chunk_of(const tn_batch_run *run, int index) {
+    tn_engine *e = run->engine;
+    const tn_batch *b = run->batch;
+    bool host = e->backend->ops->host_memory;
+    int first = index * e->config.micro_batch, left = b->rows - first;
+    size_t row = (size_t)first;
+    tn_chunk chunk = {.index = index,
+                      .rows = left < e->config.micro_batch ? left : e->config.micro_batch,
+                      .images = host ? b->images + row * image_floats(b)
+                                     : e->inputs.images + (size_t)index * e->inputs.chunk_floats,
+                      .targets = (host ? b->targets : e->inputs.targets) + row * (size_t)b->classes,
+                      .row_weights = e->inputs.row_weights + first,
+                      .row_loss = e->report.row_loss + first,
+                      .row_rank = e->report.row_rank + first,
+                      .flat = &e->flat};
+    if (b->labels) chunk.labels = (host ? b->labels : e->inputs.labels) + first;
+    if (run->training) chunk.probe = e->probe;
+    if (host && chunk.rows < e->config.micro_batch) chunk.images = e->inputs.images;
+    return chunk;
+}
+
+tn_status tn_engine_run_chunk(void *context, int index, int worker) {
+    const tn_batch_run *run = context;
+    tn_engine *e = run->engine;
+    int *flags = tn_engine_flags(e, TN_FLAG_OUTPUT, worker);
+    tn_chunk chunk = chunk_of(run, index);
+    if (run->segment == 0 && run->training)
+        TN_TRY(e->backend->ops->check(e->backend, chunk.images,
+                                      (size_t)e->config.micro_batch * image_floats(run->batch),
+                                      flags + e->model->node_count));
+    const tn_segment *segment = &tn_executor_program(e->executor, run->training)->segments[run->segment];
+    if (segment->grad_floats) chunk.grads = tn_gradient_tree_take(e->tree);
+    TN_TRY(tn_executor_run(e->executor, run->training, run->segment, &chunk, worker, flags, e->trace));
+    if (chunk.grads) {
+        double start = tn_now();
+        tn_gradient_tree_bring(e->tree, index, chunk.grads);
+        tn_engine_trace_work(e, worker, "sum gradients", "reduction", start);
+    }
+    if (!run->logits) return TN_OK;
+    return tn_executor_logits(e->executor, worker, chunk.rows,
+                              run->logits + (size_t)index * (size_t)e->config.micro_batch *
+                                                (size_t)run->batch->classes);
+}
+
+/* ---- results ---- */
+
+tn_status tn_engine_read_report(tn_engine *e) {
+    if (!e->backend->ops->host_memory)
+        TN_TRY(e->backend->ops->download(e->backend, e->seen.row_loss, e->report.row_loss, e->report_bytes));
+    e->bad_node = -1;
+    for (int i = e->model->node_count - 1; i >= 0; i--)
+        if (tn_engine_flagged(e, TN_FLAG_PARAMETER, i)) e->bad_node = i;
+    return TN_OK;
+}
+
+void tn_engine_add_results(const tn_engine *e, const tn_batch *b, tn_result *result) {
     *result = (tn_result){.rows = b->rows};
     for (int i = 0; i < b->rows; i++) {
-        result->loss += (double)e->row_loss[i];
+        result->loss += (double)e->seen.row_loss[i];
         if (!b->labels) continue;
-        result->top1 += e->row_rank[i] < 1;
-        result->top5 += e->row_rank[i] < 5;
+        result->top1 += e->seen.row_rank[i] < 1;
+        result->top5 += e->seen.row_rank[i] < 5;
     }
-}
-
-/* ---- training ---- */
-
-static tn_status fail_if_nonfinite(const tn_engine *e) {
-    int nodes = e->model->node_count;
-    for (int w = 0; w < e->config.threads; w++)
-        if (e->nonfinite[w * (nodes + 1) + nodes])
-            return tn_fail(TN_ERR_DIVERGED, "a value that is not finite in the input images");
-    for (int i = 0; i < nodes; i++)
-        for (int w = 0; w < e->config.threads; w++)
-            if (e->nonfinite[w * (nodes + 1) + i])
-                return tn_fail(TN_ERR_DIVERGED,
-                               "a value that is not finite first appeared in the output of layer %s",
-                               e->model->nodes[i].name);
-    return TN_OK;
-}
-
-static tn_status collect_step(void *context, int index, int worker) {
-    const batch_run *run = context;
-    tn_engine *e = run->engine;
-    const tn_program *program = tn_executor_program(e->executor, true);
-    const tn_step *step = &program->steps[program->segments[run->segment].first + index];
-    const tn_node_ops *ops = ops_of(e, step->node);
-    const tn_plan *plan = tn_executor_plan(e->executor, step->node);
-    if (step->kind != TN_STEP_BACKWARD || plan->grad_floats == 0) return TN_OK;
-    double start = tn_now();
-    const float *sum = tn_gradient_tree_sum(e->tree) + step->grad_offset;
-    TN_TRY(ops->collect(tn_executor_plan(e->executor, step->node), worker, sum, &e->flat));
-    trace_add(e, worker, e->model->nodes[step->node].name, "collect", start);
-    return TN_OK;
-}
-
-static tn_status run_segment(batch_run *run) {
-    tn_engine *e = run->engine;
-    const tn_segment *segment = &tn_executor_program(e->executor, true)->segments[run->segment];
-    int chunks = chunk_count(e, run->batch);
-    if (segment->grad_floats) tn_gradient_tree_begin(e->tree, chunks, segment->grad_floats);
-    TN_TRY(tn_pool_run(e->pool, chunks, run_chunk, run));
-    if (segment->grad_floats) TN_TRY(tn_pool_run(e->pool, segment->count, collect_step, run));
-    bool finite;
-    double start = tn_now();
-    TN_TRY(tn_executor_merge(e->executor, run->segment, chunks, run->batch->rows, &e->flat, &finite));
-    if (segment->merge != TN_MERGE_NONE)
-        trace_add(e, e->config.threads, e->model->nodes[segment->merge_node].name, "merge", start);
-    if (finite) return TN_OK;
-    TN_TRY(fail_if_nonfinite(e));
-    return tn_fail(TN_ERR_DIVERGED, "a value that is not finite first appeared in the input of layer %s",
-                   e->model->nodes[segment->merge_node].name);
-}
-
-static tn_status finish_node(void *context, int node, int worker) {
-    tn_engine *e = context;
-    const tn_node_ops *ops = ops_of(e, node);
-    (void)worker;
-    e->node_finite[node] = true;
-    if (!ops->finish) return TN_OK;
-    return ops->finish(tn_executor_plan(e->executor, node), &e->flat, &e->node_finite[node]);
-}
-
-/* Gradients of scalar parameters from the sums of nodes, in node order (architecture.md 3.3):
- *   terms  dparam += factor * (scaled ? s : 1) * sum dz,     carry  dparam += sum dy,
- *   scale  dparam += factor * (<G, W> + sum over scaled terms of value * sum dz). */
-static void scalar_gradients(tn_engine *e) {
-    const tn_model *m = e->model;
-    float *grads = e->flat.grads, *values = e->flat.values;
-    memset(grads + m->weight_floats, 0, (m->trained_floats - m->weight_floats) * sizeof(float));
-    for (int i = 0; i < m->node_count; i++) {
-        const tn_node *node = &m->nodes[i];
-        const float *sums = e->flat.sums + 3 * (size_t)i;
-        float s = tn_node_scale(node, m, values), inside = sums[2];
-        for (int t = 0; t < node->term_count; t++) {
-            const tn_term *term = &node->terms[t];
-            size_t at = m->params[term->param].offset;
-            grads[at] += term->factor * (term->scaled ? s : 1.0f) * sums[0];
-            if (term->scaled) inside += term->factor * values[at] * sums[0];
-        }
-        if (node->carry >= 0) grads[m->params[node->carry].offset] += sums[1];
-        if (node->scale.param >= 0) grads[m->params[node->scale.param].offset] += node->scale.factor * inside;
-    }
-    for (int i = 0; i < m->param_count; i++)
-        for (size_t j = 0; m->params[i].grad_factor != 1.0f && j < m->params[i].count; j++)
-            grads[m->params[i].offset + j] *= m->params[i].grad_factor;
-}
-
-static tn_status finish_gradients(tn_engine *e) {
-    TN_TRY(tn_pool_run(e->pool, e->model->node_count, finish_node, e));
-    scalar_gradients(e);
-    for (int i = e->model->node_count - 1; i >= 0; i--)
-        if (!e->node_finite[i])
-            return tn_fail(TN_ERR_DIVERGED,
-                           "a value that is not finite first appeared in the gradient of layer %s",
-                           e->model->nodes[i].name);
-    return TN_OK;
-}
-
-tn_status tn_engine_gradients(tn_engine *e, const tn_batch *batch, tn_result *result) {
-    if (!e->config.training) return tn_fail(TN_ERR_USAGE, "this engine was not made for training");
-    TN_TRY(begin_batch(e, batch));
-    e->eval_loaded = false;
-    if (e->bad_node >= 0) return fail_weights(e);
-    const tn_program *program = tn_executor_program(e->executor, true);
-    batch_run run = {.engine = e, .batch = batch, .training = true};
-    for (; run.segment < program->segment_count; run.segment++) TN_TRY(run_segment(&run));
-    TN_TRY(fail_if_nonfinite(e));
-    TN_TRY(finish_gradients(e));
-    for (int i = 0; i < e->model->state_count; i++) e->norm_batches[i]++;
-    add_results(e, batch, result);
-    return TN_OK;
-}
-
-typedef struct update_run {
-    tn_engine *engine;
-    const tn_sgd *sgd;
-    int pieces; /* of each group */
-} update_run;
-
-/* One piece of one optimizer group. */
-static tn_status update_piece(void *context, int index, int worker) {
-    const update_run *run = context;
-    tn_engine *e = run->engine;
-    const tn_model *m = e->model;
-    bool scalars = index >= run->pieces;
-    size_t first = scalars ? m->weight_floats : 0, last = scalars ? m->trained_floats : m->weight_floats;
-    size_t piece = (size_t)(index % run->pieces),
-           width = (last - first + (size_t)run->pieces - 1) / (size_t)run->pieces;
-    size_t from = first + piece * width, to = from + width < last ? from + width : last;
-    if (from >= to) return TN_OK;
-    double start = tn_now(), lr = run->sgd->lr * (scalars ? run->sgd->scalar_lr : 1.0);
-    e->backend->ops->sgd(e->backend, e->flat.values + from, e->flat.grads + from, e->flat.momentum + from,
-                         to - from, (float)lr, (float)run->sgd->momentum, (float)run->sgd->weight_decay);
-    trace_add(e, worker, "sgd", "update", start);
-    return TN_OK;
-}
-
-tn_status tn_engine_update(tn_engine *e, const tn_sgd *sgd) {
-    if (!e->config.training) return tn_fail(TN_ERR_USAGE, "this engine was not made for training");
-    update_run run = {.engine = e, .sgd = sgd, .pieces = e->config.threads};
-    TN_TRY(tn_pool_run(e->pool, 2 * run.pieces, update_piece, &run));
-    e->packed = false;
-    TN_TRY(tn_engine_pack(e));
-    return e->bad_node >= 0 ? fail_weights(e) : TN_OK;
 }
 
 /* ---- evaluation ---- */
 
 static tn_status load_statistics(void *context, int node, int worker) {
     tn_engine *e = context;
-    const tn_node_ops *ops = ops_of(e, node);
+    const tn_node_ops *ops = tn_engine_node_ops(e, node);
     (void)worker;
     return ops->load_statistics ? ops->load_statistics(tn_executor_plan(e->executor, node), &e->flat) : TN_OK;
 }
 
 tn_status tn_engine_eval(tn_engine *e, const tn_batch *batch, tn_result *result, float *logits) {
-    TN_TRY(begin_batch(e, batch));
-    if (e->bad_node >= 0) return fail_weights(e);
+    TN_TRY(tn_engine_begin(e, batch));
     if (!e->eval_loaded) TN_TRY(tn_pool_run(e->pool, e->model->node_count, load_statistics, e));
     e->eval_loaded = true;
-    batch_run run = {.engine = e, .batch = batch, .logits = logits};
-    TN_TRY(tn_pool_run(e->pool, chunk_count(e, batch), run_chunk, &run));
-    add_results(e, batch, result);
+    tn_batch_run run = {.engine = e, .batch = batch, .logits = logits};
+    TN_TRY(tn_pool_run(e->pool, tn_engine_chunks_of(e, batch), tn_engine_run_chunk, &run));
+    TN_TRY(tn_engine_read_report(e));
+    tn_engine_add_results(e, batch, result);
     return TN_OK;
 }

@@ -7,8 +7,9 @@
 /* A chunk's largest activation should stay in a core's second-level cache. */
 #define CHUNK_BYTES (512 * 1024)
 #define CHUNK_MAX   32
-/* A network of linear layers alone has as many weights as multiply-adds: each chunk writes a gradient as
- * large as the model, so few large chunks are faster. */
+/* Each chunk writes a gradient as large as the model, which is then added to others: multiply-adds for each
+ * weight that make this cheap. Linear layers alone have one an image, and take larger chunks. */
+#define CHUNK_WORK       500
 #define CHUNK_MAX_LINEAR 128
 /* Events per worker in a timeline: some steps of a network of a hundred layers. */
 #define TRACE_EVENTS 200000
@@ -23,38 +24,80 @@ static int default_chunk_rows(const tn_model *model) {
         size_t bytes = (size_t)s.channels * (size_t)s.height * (size_t)s.width * sizeof(float);
         if (bytes > largest) largest = bytes;
     }
+    double work = tn_model_multiply_adds(model) / (double)tn_model_parameter_count(model);
     int rows = 1;
     while (rows < most && (size_t)rows * 2 * largest <= CHUNK_BYTES) rows *= 2;
+    while (rows < CHUNK_MAX && rows * work < CHUNK_WORK) rows *= 2;
     return rows;
 }
 
-static tn_status allocate(tn_engine *e, void *out, size_t count, size_t size, const char *what) {
+static tn_status allocate(tn_engine *e, tn_memory_use use, void *out, size_t count, size_t size,
+                          const char *what) {
     TN_TRY(e->backend->ops->alloc(e->backend, out, count * size, what));
-    e->bytes += count * size;
+    e->memory[use] += count * size;
     return TN_OK;
+}
+
+static size_t padded_rows(const tn_engine *e) {
+    return (size_t)e->chunks * (size_t)e->config.micro_batch;
 }
 
 static tn_status allocate_flat(tn_engine *e) {
     const tn_model *m = e->model;
-    TN_TRY(allocate(e, &e->flat.values, m->param_floats, sizeof(float), "weights"));
-    TN_TRY(allocate(e, &e->flat.state, m->state_floats, sizeof(float), "batch-norm state"));
-    TN_TRY(allocate(e, &e->flat.sums, 3 * (size_t)m->node_count, sizeof(float), "scalar gradients"));
+    TN_TRY(allocate(e, TN_MEMORY_WEIGHTS, &e->flat.values, m->param_floats, sizeof(float), "weights"));
+    TN_TRY(
+        allocate(e, TN_MEMORY_WEIGHTS, &e->flat.state, m->state_floats, sizeof(float), "batch-norm state"));
+    TN_TRY(allocate(e, TN_MEMORY_OPTIMIZER, &e->flat.sums, 3 * (size_t)m->node_count, sizeof(float),
+                    "scalar gradients"));
     TN_TRY(tn_alloc(&e->norm_batches, (size_t)m->state_count, sizeof *e->norm_batches, "batch-norm state"));
     if (!e->config.training) return TN_OK;
-    TN_TRY(allocate(e, &e->flat.grads, m->param_floats, sizeof(float), "gradients"));
-    return allocate(e, &e->flat.momentum, m->param_floats, sizeof(float), "momentum");
+    TN_TRY(allocate(e, TN_MEMORY_OPTIMIZER, &e->flat.grads, m->param_floats, sizeof(float), "gradients"));
+    if (e->config.average > 0)
+        TN_TRY(allocate(e, TN_MEMORY_WEIGHTS, &e->average, m->param_floats + m->state_floats, sizeof(float),
+                        "averaged weights"));
+    return allocate(e, TN_MEMORY_OPTIMIZER, &e->flat.momentum, m->param_floats, sizeof(float), "momentum");
 }
 
-static tn_status allocate_rows(tn_engine *e) {
-    size_t rows = (size_t)e->config.max_batch, nodes = (size_t)e->model->node_count;
+static tn_status allocate_inputs(tn_engine *e) {
     const tn_shape in = e->model->tensors[0].shape;
-    size_t image = (size_t)in.channels * (size_t)in.height * (size_t)in.width;
+    size_t image = (size_t)in.channels * (size_t)in.height * (size_t)in.width, rows = padded_rows(e);
+    bool host = e->backend->ops->host_memory;
     TN_TRY(tn_alloc(&e->row_weights, rows, sizeof(float), "batch"));
-    TN_TRY(tn_alloc(&e->row_loss, rows, sizeof(float), "batch"));
-    TN_TRY(tn_alloc(&e->row_rank, rows, sizeof(int), "batch"));
-    TN_TRY(tn_alloc(&e->staging, (size_t)e->config.micro_batch * image, sizeof(float), "batch"));
-    TN_TRY(tn_alloc(&e->nonfinite, (size_t)e->config.threads * (nodes + 1), sizeof(int), "batch"));
-    return tn_alloc(&e->node_finite, nodes, sizeof(bool), "batch");
+    TN_TRY(allocate(e, TN_MEMORY_BATCH, &e->inputs.rates, TN_GROUP_FIXED, sizeof(float), "learning rates"));
+    e->inputs.chunk_floats = ((size_t)e->config.micro_batch * image + 15) / 16 * 16; /* 64 bytes */
+    TN_TRY(allocate(e, TN_MEMORY_BATCH, &e->inputs.images,
+                    (host ? 1 : (size_t)e->chunks) * e->inputs.chunk_floats, sizeof(float),
+                    "images of a batch"));
+    e->inputs.row_weights = e->row_weights;
+    if (host) return TN_OK;
+    TN_TRY(allocate(e, TN_MEMORY_BATCH, &e->inputs.targets, rows * (size_t)e->model->classes, sizeof(float),
+                    "batch"));
+    TN_TRY(allocate(e, TN_MEMORY_BATCH, &e->inputs.row_weights, rows, sizeof(float), "batch"));
+    return allocate(e, TN_MEMORY_BATCH, &e->inputs.labels, rows, sizeof(int), "batch");
+}
+
+static size_t flag_count(const tn_engine *e) {
+    return TN_FLAG_KINDS * (size_t)e->config.threads * (size_t)(e->model->node_count + 1);
+}
+
+static tn_report report_at(const tn_engine *e, void *memory) {
+    tn_report r = {.row_loss = memory};
+    r.row_rank = (int *)(void *)(r.row_loss + padded_rows(e));
+    r.flags = r.row_rank + padded_rows(e);
+    r.stop = r.flags + flag_count(e);
+    return r;
+}
+
+static tn_status allocate_report(tn_engine *e) {
+    void *memory, *seen;
+    e->report_bytes = (2 * padded_rows(e) + flag_count(e) + 1) * sizeof(int);
+    TN_TRY(allocate(e, TN_MEMORY_BATCH, &memory, e->report_bytes, 1, "results of a batch"));
+    e->report = e->seen = report_at(e, memory);
+    if (e->backend->ops->host_memory) return TN_OK;
+    e->seen.row_loss = NULL;
+    TN_TRY(tn_alloc(&seen, e->report_bytes, 1, "results of a batch"));
+    e->seen = report_at(e, seen);
+    return TN_OK;
 }
 
 static tn_status create_tree(tn_engine *e) {
@@ -62,38 +105,67 @@ static tn_status create_tree(tn_engine *e) {
     size_t floats = 0;
     for (int i = 0; i < train->segment_count; i++)
         if (train->segments[i].grad_floats > floats) floats = train->segments[i].grad_floats;
+    if (floats == 0) return TN_OK;
     TN_TRY(tn_gradient_tree_create(e->backend, e->chunks, e->config.threads, floats, &e->tree));
-    e->bytes += tn_gradient_tree_bytes(e->tree);
+    e->memory[TN_MEMORY_SUMS] = tn_gradient_tree_bytes(e->tree);
     return TN_OK;
 }
 
 static tn_status open_device(tn_engine *e) {
+    tn_engine_config *c = &e->config;
     const tn_backend_ops *ops;
     int number;
-    TN_TRY(tn_backend_find(e->config.device ? e->config.device : "auto", &ops, &number));
-    TN_TRY(ops->open(number, e->config.threads, &e->backend));
+    TN_TRY(tn_backend_find(c->device ? c->device : "auto", c->precision, &ops, &number));
+    if (c->threads < 1) c->threads = tn_processor_count();
+    if (ops->workers_max && c->threads > ops->workers_max) c->threads = ops->workers_max;
+    TN_TRY(ops->open(number, c->threads, c->precision, &e->backend));
     char text[96];
     ops->describe(number, text, sizeof text);
     snprintf(e->device, sizeof e->device, "%s (%s)", ops->name, text);
-    return tn_pool_create(e->config.threads, ops->thread_start, &e->pool);
+    /* Where no work is done on the host, the calling thread hands it out. */
+    return tn_pool_create(ops->host_memory ? c->threads : 0, ops->thread_start, &e->pool);
+}
+
+/* A chunk should fit into a core's cache; a device wants all the rows it can get. */
+static void choose_chunks(tn_engine *e) {
+    tn_engine_config *c = &e->config;
+    if (c->micro_batch < 1)
+        c->micro_batch = e->backend->ops->host_memory ? default_chunk_rows(e->model) : c->max_batch;
+    e->chunks = (c->max_batch + c->micro_batch - 1) / c->micro_batch;
+}
+
+static tn_status prepare(tn_engine *e) {
+    const tn_backend_ops *ops = e->backend->ops;
+    return ops->prepare ? ops->prepare(e->backend, e->model, tn_executor_plans(e->executor), &e->flat,
+                                       tn_engine_flags(e, TN_FLAG_GRADIENT, 0),
+                                       tn_engine_flags(e, TN_FLAG_PARAMETER, 0))
+                        : TN_OK;
 }
 
 static tn_status create(tn_engine *e) {
     tn_engine_config *c = &e->config;
     if (c->max_batch < 1)
         return tn_fail(TN_ERR_USAGE, "an engine needs max_batch >= 1, not %d", c->max_batch);
-    if (c->threads < 1) c->threads = tn_processor_count();
-    if (c->micro_batch < 1) c->micro_batch = default_chunk_rows(e->model);
-    e->chunks = (c->max_batch + c->micro_batch - 1) / c->micro_batch;
     TN_TRY(open_device(e));
-    tn_executor_config executor = {
-        .chunk_rows = c->micro_batch, .chunks = e->chunks, .workers = c->threads, .training = c->training};
+    if (c->average < 0 || c->average >= 1 || (c->average > 0 && !(c->training && e->backend->ops->average)))
+        return tn_fail(
+            TN_ERR_USAGE,
+            "an average of weights with a share of %g: it must be from 0 to below 1, for training, "
+            "on a device that keeps averages (%s %s)",
+            c->average, e->backend->ops->name, e->backend->ops->average ? "does" : "does not");
+    choose_chunks(e);
+    tn_executor_config executor = {.chunk_rows = c->micro_batch,
+                                   .chunks = e->chunks,
+                                   .workers = c->threads,
+                                   .training = c->training,
+                                   .separate_buffers = c->separate_buffers};
     TN_TRY(tn_executor_create(e->model, e->backend, &executor, &e->executor));
-    e->bytes += tn_executor_bytes(e->executor);
+    tn_executor_memory(e->executor, e->memory);
     TN_TRY(allocate_flat(e));
-    TN_TRY(allocate_rows(e));
+    TN_TRY(allocate_inputs(e));
+    TN_TRY(allocate_report(e));
     if (c->training) TN_TRY(create_tree(e));
-    return TN_OK;
+    return prepare(e);
 }
 
 tn_status tn_engine_create(const tn_model *model, const tn_engine_config *config, tn_engine **out) {
@@ -119,18 +191,18 @@ void tn_engine_free(tn_engine *e) {
     tn_gradient_tree_free(e->tree);
     tn_executor_free(e->executor);
     if (e->backend) {
-        float *flats[] = {e->flat.values, e->flat.grads, e->flat.momentum, e->flat.sums, e->flat.state};
-        for (int i = 0; i < 5; i++)
-            if (flats[i]) e->backend->ops->release(e->backend, flats[i]);
+        bool host = e->backend->ops->host_memory;
+        void *memories[] = {e->flat.values,    e->flat.grads,      e->flat.momentum,
+                            e->flat.sums,      e->flat.state,      e->average,
+                            e->inputs.rates,   e->inputs.images,   e->inputs.labels,
+                            e->inputs.targets, e->report.row_loss, host ? NULL : e->inputs.row_weights};
+        for (size_t i = 0; i < sizeof memories / sizeof *memories; i++)
+            if (memories[i]) e->backend->ops->release(e->backend, memories[i]);
+        if (!host) tn_free(e->seen.row_loss);
         e->backend->ops->close(e->backend);
     }
     tn_free(e->norm_batches);
     tn_free(e->row_weights);
-    tn_free(e->row_loss);
-    tn_free(e->row_rank);
-    tn_free(e->staging);
-    tn_free(e->nonfinite);
-    tn_free(e->node_finite);
     tn_trace_free(e->trace);
     tn_free(e);
 }
@@ -149,7 +221,7 @@ tn_status tn_engine_initialise(tn_engine *e, uint64_t seed) {
     if (status == TN_OK && e->flat.momentum)
         status = ops->upload(e->backend, e->flat.momentum, host, m->param_floats * sizeof(float));
     memset(e->norm_batches, 0, (size_t)m->state_count * sizeof *e->norm_batches);
-    e->packed = e->eval_loaded = false;
+    e->packed = e->eval_loaded = e->average_begun = e->average_used = false;
     tn_free(host);
     return status;
 }
@@ -223,7 +295,27 @@ tn_status tn_engine_set_norm(tn_engine *e, int index, const float *mean, const f
 }
 
 size_t tn_engine_bytes(const tn_engine *e) {
-    return e->bytes;
+    size_t sum = 0;
+    for (int use = 0; use < TN_MEMORY_USES; use++) sum += e->memory[use];
+    return sum;
+}
+
+size_t tn_engine_memory(const tn_engine *e, tn_memory_use use) {
+    return e->memory[use];
+}
+
+const char *tn_memory_use_name(tn_memory_use use) {
+    static const char *const names[TN_MEMORY_USES] = {
+        [TN_MEMORY_WEIGHTS] = "weights",
+        [TN_MEMORY_OPTIMIZER] = "gradients and momentum",
+        [TN_MEMORY_LAYERS] = "packed weights",
+        [TN_MEMORY_WORKERS] = "activations of workers",
+        [TN_MEMORY_CHUNKS] = "of the whole batch",
+        [TN_MEMORY_SUMS] = "gradient sums",
+        [TN_MEMORY_BATCH] = "batch",
+    };
+    TN_ASSERT(use >= 0 && use < TN_MEMORY_USES);
+    return names[use];
 }
 
 int tn_engine_chunk_rows(const tn_engine *e) {

@@ -5,15 +5,21 @@
 #include "base/clock.h"
 #include "base/memory.h"
 
+/* Memory of all buffers that one worker or one chunk owns; with separate_buffers each has its own. */
+typedef struct arena {
+    char *memory;
+    char **apart[2]; /* [training]: [buffer_count] */
+} arena;
+
 struct tn_executor {
     const tn_model *model;
     tn_backend *backend;
     tn_executor_config config;
     tn_plan **plans;
     tn_program train, eval;
-    float **worker_arenas, **chunk_arenas; /* [workers], [chunks] */
-    void **scratch;                        /* [workers] */
-    size_t bytes;
+    arena *worker_arenas, *chunk_arenas;          /* [workers], [chunks] */
+    void **scratch;                               /* [workers] */
+    size_t plan_bytes, worker_bytes, chunk_bytes; /* held in total */
 };
 
 static tn_status plan_nodes(tn_executor *e, size_t *grad_floats, size_t *scratch_bytes) {
@@ -24,28 +30,48 @@ static tn_status plan_nodes(tn_executor *e, size_t *grad_floats, size_t *scratch
                          &e->plans[i]));
         const tn_plan *plan = e->plans[i];
         grad_floats[i] = plan->grad_floats;
-        e->bytes += plan->bytes;
+        e->plan_bytes += plan->bytes;
         if (plan->scratch_bytes > *scratch_bytes) *scratch_bytes = plan->scratch_bytes;
+    }
+    return TN_OK;
+}
+
+static tn_status allocate_apart(tn_executor *e, const tn_program *program, bool per_chunk, char ***out) {
+    tn_backend *b = e->backend;
+    TN_TRY(tn_alloc(out, (size_t)program->buffer_count, sizeof(char *), "executor"));
+    for (int i = 1; i < program->buffer_count; i++)
+        if (program->buffers[i].per_chunk == per_chunk)
+            TN_TRY(b->ops->alloc(b, &(*out)[i], program->buffers[i].bytes, "an activation"));
+    return TN_OK;
+}
+
+static tn_status allocate_arenas(tn_executor *e, int count, bool per_chunk, const char *what, arena **out) {
+    tn_backend *b = e->backend;
+    const tn_program *programs[] = {&e->eval, &e->train};
+    size_t bytes = 0;
+    for (int i = 0; i < 2; i++) {
+        size_t wanted = per_chunk ? programs[i]->chunk_bytes : programs[i]->worker_bytes;
+        if (wanted > bytes) bytes = wanted;
+    }
+    TN_TRY(tn_alloc(out, (size_t)count, sizeof **out, "executor"));
+    for (int i = 0; i < count; i++) {
+        for (int k = 0; k < 2 && e->config.separate_buffers; k++)
+            TN_TRY(allocate_apart(e, programs[k], per_chunk, &(*out)[i].apart[k]));
+        if (bytes > 0 && !e->config.separate_buffers)
+            TN_TRY(b->ops->alloc(b, &(*out)[i].memory, bytes, what));
+        *(per_chunk ? &e->chunk_bytes : &e->worker_bytes) += bytes;
     }
     return TN_OK;
 }
 
 static tn_status allocate(tn_executor *e, size_t scratch_bytes) {
     tn_backend *b = e->backend;
-    size_t worker =
-        e->eval.worker_floats > e->train.worker_floats ? e->eval.worker_floats : e->train.worker_floats;
-    TN_TRY(tn_alloc(&e->worker_arenas, (size_t)e->config.workers, sizeof(float *), "executor"));
+    TN_TRY(allocate_arenas(e, e->config.workers, false, "activations of a worker", &e->worker_arenas));
+    TN_TRY(allocate_arenas(e, e->config.chunks, true, "activations of a chunk", &e->chunk_arenas));
     TN_TRY(tn_alloc(&e->scratch, (size_t)e->config.workers, sizeof(void *), "executor"));
-    TN_TRY(tn_alloc(&e->chunk_arenas, (size_t)e->config.chunks, sizeof(float *), "executor"));
     for (int i = 0; i < e->config.workers; i++) {
-        TN_TRY(b->ops->alloc(b, &e->worker_arenas[i], worker * sizeof(float), "activations of a worker"));
         TN_TRY(b->ops->alloc(b, &e->scratch[i], scratch_bytes, "scratch of a worker"));
-        e->bytes += worker * sizeof(float) + scratch_bytes;
-    }
-    size_t chunk = e->train.chunk_floats * sizeof(float);
-    for (int i = 0; chunk && i < e->config.chunks; i++) {
-        TN_TRY(b->ops->alloc(b, &e->chunk_arenas[i], chunk, "activations of a chunk"));
-        e->bytes += chunk;
+        e->worker_bytes += scratch_bytes;
     }
     return TN_OK;
 }
@@ -53,9 +79,11 @@ static tn_status allocate(tn_executor *e, size_t scratch_bytes) {
 static tn_status create(tn_executor *e, size_t *grad_floats) {
     size_t scratch_bytes = 0;
     TN_TRY(plan_nodes(e, grad_floats, &scratch_bytes));
-    TN_TRY(tn_program_compile(e->model, e->config.chunk_rows, false, grad_floats, &e->eval));
-    if (e->config.training)
-        TN_TRY(tn_program_compile(e->model, e->config.chunk_rows, true, grad_floats, &e->train));
+    tn_program_config config = {
+        .backend = e->backend, .rows = e->config.chunk_rows, .grad_floats = grad_floats};
+    TN_TRY(tn_program_compile(e->model, &config, &e->eval));
+    config.training = true;
+    if (e->config.training) TN_TRY(tn_program_compile(e->model, &config, &e->train));
     return allocate(e, scratch_bytes);
 }
 
@@ -81,10 +109,20 @@ tn_status tn_executor_create(const tn_model *model, tn_backend *backend, const t
     return TN_OK;
 }
 
-static void release_all(tn_backend *backend, void **memories, int count) {
-    for (int i = 0; memories && i < count; i++)
-        if (memories[i]) backend->ops->release(backend, memories[i]);
-    tn_free(memories);
+static void release(const tn_executor *e, void *memory) {
+    if (memory) e->backend->ops->release(e->backend, memory);
+}
+
+static void release_arenas(const tn_executor *e, arena *arenas, int count) {
+    for (int i = 0; arenas && i < count; i++) {
+        release(e, arenas[i].memory);
+        for (int k = 0; k < 2; k++) {
+            int buffers = k ? e->train.buffer_count : e->eval.buffer_count;
+            for (int j = 0; arenas[i].apart[k] && j < buffers; j++) release(e, arenas[i].apart[k][j]);
+            tn_free(arenas[i].apart[k]);
+        }
+    }
+    tn_free(arenas);
 }
 
 void tn_executor_free(tn_executor *e) {
@@ -92,9 +130,10 @@ void tn_executor_free(tn_executor *e) {
     for (int i = 0; e->plans && i < e->model->node_count; i++)
         if (e->plans[i]) e->backend->ops->nodes[e->model->nodes[i].kind]->free(e->plans[i]);
     tn_free(e->plans);
-    release_all(e->backend, (void **)e->worker_arenas, e->config.workers);
-    release_all(e->backend, (void **)e->chunk_arenas, e->config.chunks);
-    release_all(e->backend, e->scratch, e->config.workers);
+    release_arenas(e, e->worker_arenas, e->config.workers);
+    release_arenas(e, e->chunk_arenas, e->config.chunks);
+    for (int i = 0; e->scratch && i < e->config.workers; i++) release(e, e->scratch[i]);
+    tn_free(e->scratch);
     tn_program_free(&e->train);
     tn_program_free(&e->eval);
     tn_free(e);
@@ -104,16 +143,30 @@ const tn_program *tn_executor_program(const tn_executor *e, bool training) {
     return training ? &e->train : &e->eval;
 }
 
+tn_plan *const *tn_executor_plans(const tn_executor *e) {
+    return e->plans;
+}
+
 tn_plan *tn_executor_plan(const tn_executor *e, int node) {
     return e->plans[node];
 }
 
-size_t tn_executor_bytes(const tn_executor *e) {
-    return e->bytes;
+void tn_executor_memory(const tn_executor *e, size_t bytes[TN_MEMORY_USES]) {
+    bytes[TN_MEMORY_LAYERS] = e->plan_bytes;
+    bytes[TN_MEMORY_WORKERS] = e->worker_bytes;
+    bytes[TN_MEMORY_CHUNKS] = e->chunk_bytes;
 }
 
-const float *tn_executor_logits(const tn_executor *e, int worker) {
-    return e->worker_arenas[worker] + e->eval.buffers[e->eval.output].offset;
+static char *place_of(const tn_executor *e, const arena *owner, const tn_program *program, int buffer) {
+    char **apart = owner->apart[program == &e->train];
+    return apart ? apart[buffer] : owner->memory + program->buffers[buffer].offset;
+}
+
+tn_status tn_executor_logits(const tn_executor *e, int worker, int rows, float *logits) {
+    const tn_buffer *b = &e->eval.buffers[e->eval.output];
+    const void *from = place_of(e, &e->worker_arenas[worker], &e->eval, e->eval.output);
+    size_t count = (size_t)rows * (size_t)e->model->classes;
+    return e->backend->ops->read(e->backend, e->model, b->tensor, logits, from, count);
 }
 
 /* ---- running ---- */
@@ -128,9 +181,9 @@ typedef struct frame {
 static float *address(const frame *f, int buffer) {
     if (buffer < 0) return NULL;
     const tn_buffer *b = &f->program->buffers[buffer];
-    return (b->per_chunk ? f->executor->chunk_arenas[f->chunk->index]
-                         : f->executor->worker_arenas[f->worker]) +
-           b->offset;
+    const arena *owner =
+        b->per_chunk ? &f->executor->chunk_arenas[f->chunk->index] : &f->executor->worker_arenas[f->worker];
+    return (float *)(void *)place_of(f->executor, owner, f->program, buffer);
 }
 
 static const float *input_address(const frame *f, int buffer) {
@@ -154,6 +207,7 @@ static tn_status run_step(const frame *f, const tn_step *step, int *nonfinite) {
                     .grad = chunk->grads ? chunk->grads + step->grad_offset : NULL,
                     .scratch = e->scratch[f->worker],
                     .nonfinite = &nonfinite[step->node],
+                    .flat = chunk->flat,
                     .targets = chunk->targets,
                     .row_weights = chunk->row_weights,
                     .row_loss = chunk->row_loss,
@@ -184,8 +238,8 @@ static tn_status measure(const frame *f, const tn_step *step, const float *const
     tn_shape s = e->model->tensors[e->model->nodes[step->node].output].shape;
     size_t floats = (size_t)f->chunk->rows * (size_t)s.channels * (size_t)s.height * (size_t)s.width;
     double *sums = probe->sums + 2 * ((size_t)f->chunk->index * (size_t)probe->count + (size_t)place);
-    return e->backend->ops->square_sum(e->backend, parts, count, which ? 0.0f : probe->carried[place], floats,
-                                       &sums[which]);
+    return e->backend->ops->square_sum(e->backend, e->model, e->model->nodes[step->node].output, parts, count,
+                                       which ? 0.0f : probe->carried[place], floats, &sums[which]);
 }
 
 /* Gradients are read before the step that may overwrite them, outputs after the step that makes them. */
@@ -206,11 +260,14 @@ tn_status tn_executor_run(tn_executor *e, bool training, int segment, const tn_c
     static const char *const categories[] = {"forward", "statistics", "reduce", "backward"};
     frame f = {.executor = e, .program = tn_executor_program(e, training), .chunk = chunk, .worker = worker};
     const tn_segment *s = &f.program->segments[segment];
+    const tn_backend_ops *ops = e->backend->ops;
     for (int i = s->first; i < s->first + s->count; i++) {
         const tn_step *step = &f.program->steps[i];
         double start = trace ? tn_now() : 0;
         if (chunk->probe) TN_TRY(probe_before(&f, step));
+        if (ops->range_begin) ops->range_begin(e->model->nodes[step->node].name);
         TN_TRY(run_step(&f, step, nonfinite));
+        if (ops->range_end) ops->range_end();
         if (chunk->probe) TN_TRY(probe_after(&f, step));
         if (trace)
             tn_trace_add(trace, worker, e->model->nodes[step->node].name, categories[step->kind], start,
@@ -220,12 +277,12 @@ tn_status tn_executor_run(tn_executor *e, bool training, int segment, const tn_c
 }
 
 tn_status tn_executor_merge(tn_executor *e, int segment, int chunks, int rows, const tn_flat *flat,
-                            bool *finite) {
+                            int *nonfinite) {
     const tn_segment *s = &e->train.segments[segment];
-    *finite = true;
     if (s->merge == TN_MERGE_NONE) return TN_OK;
     tn_plan *plan = e->plans[s->merge_node];
     const tn_node_ops *ops = e->backend->ops->nodes[TN_NODE_NORM];
-    if (s->merge == TN_MERGE_STATISTICS) return ops->merge_statistics(plan, chunks, rows, flat, finite);
+    if (s->merge == TN_MERGE_STATISTICS)
+        return ops->merge_statistics(plan, chunks, rows, flat, &nonfinite[s->merge_node]);
     return ops->merge_reduce(plan, chunks, rows, flat);
 }

@@ -13,6 +13,7 @@ typedef struct tn_executor tn_executor;
 typedef struct tn_executor_config {
     int chunk_rows, chunks, workers; /* chunks: the most that one training batch has */
     bool training;                   /* plan backward too */
+    bool separate_buffers;           /* for debugging: no two activations share memory */
 } tn_executor_config;
 
 /* Plans everything and allocates the arenas. The model must outlive the executor. */
@@ -32,12 +33,13 @@ typedef struct tn_probe {
 /* What a chunk reads and writes outside the executor. Arrays are those of the chunk's first row. */
 typedef struct tn_chunk {
     int index, rows;
-    const float *images; /* chunk_rows images; rows beyond `rows` are zeros */
+    const float *images; /* chunk_rows images in float32; rows beyond `rows` are zeros */
     const float *targets, *row_weights;
     const int *labels;
     float *row_loss;
     int *row_rank;
-    float *grads;          /* the segment's gradient buffer */
+    float *grads; /* the segment's gradient buffer, or NULL where the backend needs none */
+    const tn_flat *flat;
     const tn_probe *probe; /* or NULL */
 } tn_chunk;
 
@@ -48,17 +50,20 @@ const tn_program *tn_executor_program(const tn_executor *executor, bool training
 tn_status tn_executor_run(tn_executor *executor, bool training, int segment, const tn_chunk *chunk,
                           int worker, int *nonfinite, tn_trace *trace);
 
-/* Merges what follows a segment. *finite: whether the merged statistics were. */
+/* Merges what follows a segment. nonfinite[node] is set to 1 for a norm whose statistics are not finite. */
 tn_status tn_executor_merge(tn_executor *executor, int segment, int chunks, int rows, const tn_flat *flat,
-                            bool *finite);
+                            int *nonfinite);
 
-/* Logits of a chunk after the last segment of the evaluation program, [chunk_rows][classes]. Valid until the
- * worker's next chunk. */
-const float *tn_executor_logits(const tn_executor *executor, int worker);
+/* Copies the logits of a chunk to the host, after the last segment of the evaluation program and before the
+ * worker's next chunk: [rows][classes]. */
+tn_status tn_executor_logits(const tn_executor *executor, int worker, int rows, float *logits);
+
+/* All plans, in the order of nodes. */
+tn_plan *const *tn_executor_plans(const tn_executor *executor);
 
 tn_plan *tn_executor_plan(const tn_executor *executor, int node);
 
-/* Bytes held in total; known once created. */
-size_t tn_executor_bytes(const tn_executor *executor);
+/* Sets the bytes held for layers, workers and chunks; known once created. */
+void tn_executor_memory(const tn_executor *executor, size_t bytes[TN_MEMORY_USES]);
 
 #endif

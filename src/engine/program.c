@@ -5,7 +5,8 @@
 
 #include "base/memory.h"
 
-/* Buffers start on a cache line. */
+/* Buffers and gradients start on a cache line. */
+#define ALIGN_BYTES  64
 #define ALIGN_FLOATS 16
 
 /* Gradients that flow into one tensor, as buffers. Each buffer is in one list at a time, so whoever consumes
@@ -16,9 +17,7 @@ typedef struct parts {
 
 typedef struct compiler {
     const tn_model *model;
-    const size_t *grad_floats;
-    int rows;
-    bool training;
+    const tn_program_config *config;
     tn_program *program;
     int *activations; /* tensor -> buffer, -1 when it has to be computed again */
     parts *gradients; /* tensor -> */
@@ -26,17 +25,19 @@ typedef struct compiler {
     size_t segment_grads;
 } compiler;
 
-static size_t tensor_floats(const compiler *c, int tensor) {
+static size_t tensor_bytes(const compiler *c, int tensor) {
     tn_shape s = c->model->tensors[tensor].shape;
-    return (size_t)c->rows * (size_t)s.channels * (size_t)s.height * (size_t)s.width;
+    const tn_backend *b = c->config->backend;
+    size_t element = b->ops->element_bytes ? b->ops->element_bytes(b, c->model, tensor) : sizeof(float);
+    return (size_t)c->config->rows * (size_t)s.channels * (size_t)s.height * (size_t)s.width * element;
 }
 
 static tn_status new_buffer(compiler *c, int tensor, int *out) {
     tn_program *p = c->program;
     TN_TRY(tn_grow(&p->buffers, &p->buffer_capacity, (size_t)p->buffer_count + 1, sizeof *p->buffers,
                    "program"));
-    p->buffers[p->buffer_count] =
-        (tn_buffer){.floats = tensor_floats(c, tensor), .first = p->step_count, .last = p->step_count};
+    p->buffers[p->buffer_count] = (tn_buffer){
+        .tensor = tensor, .bytes = tensor_bytes(c, tensor), .first = p->step_count, .last = p->step_count};
     *out = p->buffer_count++;
     return TN_OK;
 }
@@ -57,7 +58,8 @@ static tn_status emit(compiler *c, tn_step step) {
     for (int i = 0; i < step.dy_count; i++) touch(c, step.dy[i]);
     if (step.kind == TN_STEP_BACKWARD) {
         step.grad_offset = c->segment_grads;
-        c->segment_grads += (c->grad_floats[step.node] + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
+        c->segment_grads +=
+            (c->config->grad_floats[step.node] + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
     }
     p->steps[p->step_count++] = step;
     return TN_OK;
@@ -93,16 +95,16 @@ static tn_status emit_forward(compiler *c, int index, int y) {
 static tn_status forward(compiler *c, int index) {
     const tn_node *node = &c->model->nodes[index];
     if (node->kind == TN_NODE_LOSS) {
-        tn_step step = step_init(c->training ? TN_STEP_BACKWARD : TN_STEP_FORWARD, index);
+        tn_step step = step_init(c->config->training ? TN_STEP_BACKWARD : TN_STEP_FORWARD, index);
         step.x = c->activations[node->input];
         c->program->output = step.x;
-        if (c->training) {
+        if (c->config->training) {
             TN_TRY(new_buffer(c, node->input, &step.dx));
             c->gradients[node->input] = (parts){.buffers = {step.dx}, .count = 1};
         }
         return emit(c, step);
     }
-    if (node->kind == TN_NODE_NORM && c->training) {
+    if (node->kind == TN_NODE_NORM && c->config->training) {
         tn_step step = step_init(TN_STEP_STATISTICS, index);
         step.x = c->activations[node->input];
         TN_TRY(emit(c, step));
@@ -156,8 +158,8 @@ static tn_status backward(compiler *c, int index) {
         step.dz = dz;
     }
     if (node->input != 0) {
-        /* Only norm can work in place, and only when nobody else waits for dz. */
-        if (norm && node->residual < 0)
+        /* Only norm can work in place, and only when nobody else waits for dz and values are as long. */
+        if (norm && node->residual < 0 && tensor_bytes(c, node->input) == tensor_bytes(c, node->output))
             step.dx = step.dz;
         else
             TN_TRY(new_buffer(c, node->input, &step.dx));
@@ -174,7 +176,7 @@ static tn_status compile_steps(compiler *c) {
     TN_TRY(new_buffer(c, 0, &input));
     c->activations[0] = input;
     for (int i = 0; i < model->node_count; i++) TN_TRY(forward(c, i));
-    if (c->training) {
+    if (c->config->training) {
         for (int i = 0; i < model->node_count; i++)
             if (computed_again(&model->nodes[i])) c->activations[model->nodes[i].output] = -1;
         for (int i = model->node_count - 1; i >= 0; i--)
@@ -201,13 +203,13 @@ static int segment_of(const tn_program *p, int step) {
 
 /* A buffer being placed. */
 typedef struct placement {
-    size_t floats, offset;
+    size_t bytes, offset;
     int first, last, buffer;
 } placement;
 
 static int larger_first(const void *a, const void *b) {
     const placement *x = a, *y = b;
-    if (x->floats != y->floats) return x->floats < y->floats ? 1 : -1;
+    if (x->bytes != y->bytes) return x->bytes < y->bytes ? 1 : -1;
     return x->buffer - y->buffer;
 }
 
@@ -222,13 +224,13 @@ static size_t place(placement *todo, int count, placement *placed) {
         for (int j = 0; j < i; j++) {
             const placement *q = &placed[j];
             if (q->last < b.first || b.last < q->first) continue;
-            if (q->offset >= b.offset + b.floats) break;
-            if (q->offset + q->floats > b.offset) b.offset = q->offset + q->floats;
+            if (q->offset >= b.offset + b.bytes) break;
+            if (q->offset + q->bytes > b.offset) b.offset = q->offset + q->bytes;
         }
         int at = i;
         for (; at > 0 && placed[at - 1].offset > b.offset; at--) placed[at] = placed[at - 1];
         placed[at] = b;
-        if (b.offset + b.floats > total) total = b.offset + b.floats;
+        if (b.offset + b.bytes > total) total = b.offset + b.bytes;
     }
     return total;
 }
@@ -244,23 +246,21 @@ static tn_status place_buffers(tn_program *p) {
         int n = 0;
         for (int i = 1; i < p->buffer_count; i++) {
             const tn_buffer *b = &p->buffers[i];
-            size_t floats = (b->floats + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
+            size_t bytes = (b->bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
             if (b->per_chunk == (arena == 1))
-                todo[n++] = (placement){.floats = floats, .first = b->first, .last = b->last, .buffer = i};
+                todo[n++] = (placement){.bytes = bytes, .first = b->first, .last = b->last, .buffer = i};
         }
         size_t total = place(todo, n, placed);
         for (int i = 0; i < n; i++) p->buffers[placed[i].buffer].offset = placed[i].offset;
-        *(arena ? &p->chunk_floats : &p->worker_floats) = total;
+        *(arena ? &p->chunk_bytes : &p->worker_bytes) = total;
     }
     tn_free(todo);
     return TN_OK;
 }
 
-tn_status tn_program_compile(const tn_model *model, int rows, bool training, const size_t *grad_floats,
-                             tn_program *out) {
+tn_status tn_program_compile(const tn_model *model, const tn_program_config *config, tn_program *out) {
     memset(out, 0, sizeof *out);
-    compiler c = {
-        .model = model, .grad_floats = grad_floats, .rows = rows, .training = training, .program = out};
+    compiler c = {.model = model, .config = config, .program = out};
     tn_status status =
         tn_alloc(&c.activations, (size_t)model->tensor_count, sizeof *c.activations, "program");
     if (status == TN_OK)

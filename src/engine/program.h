@@ -30,10 +30,11 @@ typedef struct tn_step {
 } tn_step;
 
 typedef struct tn_buffer {
-    size_t floats;   /* of a whole chunk */
+    int tensor;      /* whose activation it is, or the gradient of it */
+    size_t bytes;    /* of a whole chunk */
     int first, last; /* steps */
     bool per_chunk;
-    size_t offset; /* floats, in its arena */
+    size_t offset; /* bytes, in its arena */
 } tn_buffer;
 
 typedef enum tn_merge { TN_MERGE_NONE, TN_MERGE_STATISTICS, TN_MERGE_REDUCE } tn_merge;
@@ -52,16 +53,20 @@ typedef struct tn_program {
     int segment_count;
     tn_buffer *buffers;
     int buffer_count;
-    size_t worker_floats, chunk_floats; /* sizes of the two arenas */
-    int output;                         /* buffer with the logits; alive to the end of the last segment */
+    size_t worker_bytes, chunk_bytes; /* sizes of the two arenas */
+    int output;                       /* buffer with the logits; alive to the end of the last segment */
     size_t step_capacity, segment_capacity, buffer_capacity;
 } tn_program;
 
-/* Compiles `model` for chunks of `rows` images: forward, loss and backward when `training`, else forward and
- * loss with the running statistics. grad_floats[node] says how many gradients each node makes. Free with
- * tn_program_free. */
-tn_status tn_program_compile(const tn_model *model, int rows, bool training, const size_t *grad_floats,
-                             tn_program *out);
+typedef struct tn_program_config {
+    const tn_backend *backend;
+    int rows;                  /* of a chunk */
+    bool training;             /* forward, loss and backward; else forward and loss with running statistics */
+    const size_t *grad_floats; /* [node_count]: how many gradients each node makes */
+} tn_program_config;
+
+/* Compiles `model`. Free with tn_program_free. */
+tn_status tn_program_compile(const tn_model *model, const tn_program_config *config, tn_program *out);
 void tn_program_free(tn_program *program);
 
 #endif

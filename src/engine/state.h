@@ -1,4 +1,5 @@
-/* The inside of an engine; shared by engine.c (life and access) and batch.c (work). */
+/* The inside of an engine; shared by engine.c (life and access), batch.c (batches in, results out, chunks),
+ * step.c (training), average.c and probe.c. */
 #ifndef TN_ENGINE_STATE_H
 #define TN_ENGINE_STATE_H
 
@@ -7,32 +8,104 @@
 #include "engine/gradient_tree.h"
 #include "taunet/engine.h"
 
+/* What a batch reads. On a backend with host memory, images, targets and labels are those of the batch. */
+typedef struct tn_inputs {
+    float *images; /* [chunks][chunk_floats], micro_batch images each; with host memory: a short last chunk */
+    size_t chunk_floats;
+    float *targets;     /* [chunks * micro_batch][classes] */
+    float *row_weights; /* [chunks * micro_batch], 0 for padding */
+    int *labels;        /* [chunks * micro_batch] */
+    float *rates;       /* [TN_GROUP_FIXED]: learning rates of the optimizer groups */
+} tn_inputs;
+
+/* Where values that are not finite are noted: in outputs (and, behind those of the nodes, in the images), in
+ * batch statistics, in gradients (and scalar gradients), in parameters. */
+typedef enum tn_flag_kind {
+    TN_FLAG_OUTPUT,
+    TN_FLAG_STATISTICS,
+    TN_FLAG_GRADIENT,
+    TN_FLAG_PARAMETER,
+    TN_FLAG_KINDS
+} tn_flag_kind;
+
+/* What a batch leaves behind for the host: one piece of backend memory. */
+typedef struct tn_report {
+    float *row_loss; /* [chunks * micro_batch] */
+    int *row_rank;   /* [chunks * micro_batch] */
+    int *flags;      /* [TN_FLAG_KINDS][workers][node_count + 1] */
+    int *stop;       /* one: an update must not happen */
+} tn_report;
+
+/* What distinguishes steps that a backend records; in the order of its slots. */
+typedef struct tn_recording {
+    int rows, chunks;
+    bool labels, update;
+    float momentum, decay;
+} tn_recording;
+
 struct tn_engine {
     const tn_model *model;
     tn_backend *backend;
     tn_pool *pool;
     tn_executor *executor;
-    tn_gradient_tree *tree; /* NULL without training */
+    float *average; /* [param_floats + state_floats], or NULL: see average.c */
+    bool average_begun, average_used;
+    tn_gradient_tree *tree; /* NULL without training, and where the backend sums gradients itself */
     tn_flat flat;
     int64_t *norm_batches;   /* [state_count] */
     tn_engine_config config; /* resolved: threads and micro_batch are set */
     int chunks;              /* most chunks in a batch */
     char device[128];
-    size_t bytes;
-    bool packed;      /* the packed parameters are those of flat.values */
-    bool eval_loaded; /* norm plans hold the running statistics */
-    int bad_node;     /* node whose packed parameters are not finite, or -1 */
-    /* Working arrays of a batch. */
-    float *row_weights, *row_loss; /* [max_batch] */
-    int *row_rank;                 /* [max_batch] */
-    float *staging;                /* one chunk of images, for a short last one */
-    int *nonfinite;                /* [workers][node_count + 1]; the last stands for the input */
-    bool *node_finite;             /* [node_count] */
-    tn_trace *trace;               /* or NULL */
-    const tn_probe *probe;         /* what the next training batch measures, or NULL */
+    size_t memory[TN_MEMORY_USES]; /* bytes */
+    bool packed;                   /* the packed parameters are those of flat.values */
+    bool eval_loaded;              /* norm plans hold the running statistics */
+    int bad_node;                  /* node whose packed parameters are not finite, or -1 */
+    tn_inputs inputs;
+    tn_report report, seen; /* in backend memory, and as the host sees it: the same with host memory */
+    size_t report_bytes;
+    float *row_weights; /* [chunks * micro_batch], of the host */
+    tn_recording recordings[TN_RECORD_SLOTS];
+    int recording_count;   /* ever made; the oldest is forgotten first */
+    tn_trace *trace;       /* or NULL */
+    const tn_probe *probe; /* what the next training batch measures, or NULL */
 };
 
-/* Packs parameters if they changed. bad_node tells whether they are finite. */
+/* A batch on its way through the engine. */
+typedef struct tn_batch_run {
+    tn_engine *engine;
+    const tn_batch *batch;
+    bool training;
+    int segment;
+    float *logits; /* of the host, or NULL */
+} tn_batch_run;
+
+/* Packs parameters if they changed, and sets bad_node. */
 tn_status tn_engine_pack(tn_engine *engine);
+/* Issues the packing alone. */
+tn_status tn_engine_issue_pack(tn_engine *engine);
+
+/* Averages start from the weights of the first step; nothing without averages. */
+tn_status tn_engine_begin_average(tn_engine *engine);
+/* Takes `count` values of parameters and statistics, counted through both, into their average. */
+tn_status tn_engine_average(tn_engine *engine, size_t from, size_t count);
+
+/* Checks a batch and brings it to the backend. */
+tn_status tn_engine_begin(tn_engine *engine, const tn_batch *batch);
+int tn_engine_chunks_of(const tn_engine *engine, const tn_batch *batch);
+/* Runs chunk `index` through a segment; a tn_pool_body of a tn_batch_run. */
+tn_status tn_engine_run_chunk(void *context, int index, int worker);
+/* Brings the report to the host and adds up the results of the batch. */
+tn_status tn_engine_read_report(tn_engine *engine);
+void tn_engine_add_results(const tn_engine *engine, const tn_batch *batch, tn_result *result);
+
+/* Flags of one kind and worker, in backend memory; whether one of a node is set, as the host saw it last. */
+int *tn_engine_flags(const tn_engine *engine, tn_flag_kind kind, int worker);
+bool tn_engine_flagged(const tn_engine *engine, tn_flag_kind kind, int node);
+/* The failure that names the layer of bad_node. */
+tn_status tn_engine_fail_weights(const tn_engine *engine);
+
+const tn_node_ops *tn_engine_node_ops(const tn_engine *engine, int node);
+void tn_engine_trace_work(tn_engine *engine, int worker, const char *name, const char *category,
+                          double start);
 
 #endif

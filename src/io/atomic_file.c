@@ -125,6 +125,15 @@ void tn_atomic_abort(tn_atomic_file *file) {
     release(file);
 }
 
+tn_status tn_atomic_replace(const char *path, const void *bytes, size_t count) {
+    tn_atomic_file *file;
+    TN_TRY(tn_atomic_begin(path, &file));
+    tn_status status = tn_atomic_write(file, bytes, count);
+    if (status == TN_OK) return tn_atomic_commit(file);
+    tn_atomic_abort(file);
+    return status;
+}
+
 /* True for NAME.PID.N.tn-tmp. */
 static bool is_temporary(const char *name) {
     size_t length = strlen(name);

@@ -33,6 +33,9 @@ tn_status tn_atomic_commit(tn_atomic_file *file);
 /* Gives the new version up: removes the temporary file and frees the handle. NULL is allowed. */
 void tn_atomic_abort(tn_atomic_file *file);
 
+/* Replaces the file at `path` by `count` bytes: all of the above in one. */
+tn_status tn_atomic_replace(const char *path, const void *bytes, size_t count);
+
 /* Removes temporary files that killed processes left in `folder` and adds their number to *removed when not
  * NULL. Files that a living process is writing are locked and stay. TN_ERR_IO when the folder or such a file
  * cannot be handled. */

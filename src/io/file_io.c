@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/memory.h"
@@ -94,5 +95,17 @@ tn_status tn_open_folder_of(const char *path, int *fd, const char **name) {
 tn_status tn_sync_folder(int fd, const char *path) {
     /* EINVAL: this file system has nothing to sync for folders. */
     if (fsync(fd) != 0 && errno != EINVAL) return tn_fail_errno("sync the folder of", path);
+    return TN_OK;
+}
+
+tn_status tn_make_folders(const char *path) {
+    char part[4096];
+    if (strlen(path) >= sizeof part) return tn_fail(TN_ERR_USAGE, "the name of a folder is too long");
+    for (size_t i = 1; path[0] && path[i - 1]; i++) {
+        if (path[i] != '/' && path[i] != 0) continue;
+        memcpy(part, path, i);
+        part[i] = 0;
+        if (mkdir(part, 0777) != 0 && errno != EEXIST) return tn_fail_errno("make the folder", part);
+    }
     return TN_OK;
 }

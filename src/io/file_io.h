@@ -32,6 +32,9 @@ tn_status tn_close(int fd, const char *path);
  * component inside `path`. A path that is empty or ends with '/' is TN_ERR_USAGE. Close *fd. */
 tn_status tn_open_folder_of(const char *path, int *fd, const char **name);
 
+/* Makes the folder and those above it that are not there. TN_ERR_IO names the one that cannot be made. */
+tn_status tn_make_folders(const char *path);
+
 /* Makes the entries of an open folder durable. */
 tn_status tn_sync_folder(int fd, const char *path);
 

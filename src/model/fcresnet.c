@@ -35,8 +35,9 @@ static tn_status check_options(const tn_model_config *c, bool residual) {
     if (c->tau_per_block)
         return tn_fail(TN_ERR_USAGE, "--tau-sharing per-block: tau is a constant in %s; leave it out",
                        c->model);
-    if (c->zero_init_last_gamma)
-        return tn_fail(TN_ERR_USAGE, "--zero-init-last-gamma: %s has no batch norm; leave it out", c->model);
+    if (c->zero_init_last_gamma || c->no_bn_shortcut)
+        return tn_fail(TN_ERR_USAGE, "--%s: %s has no batch norm; leave it out",
+                       c->no_bn_shortcut ? "bn-shortcut no" : "zero-init-last-gamma", c->model);
     if (c->hidden < 1 || c->hidden > WIDTH_MAX)
         return tn_fail(TN_ERR_USAGE, "--width %d is out of range; it must be from 1 to %d", c->hidden,
                        WIDTH_MAX);

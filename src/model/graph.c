@@ -277,6 +277,9 @@ static void count_layers(tn_model *model, bool *claimed) {
         claim(model, claimed, node->scale.param, node);
         if (node->kind != TN_NODE_CONV && node->kind != TN_NODE_LINEAR) continue;
         int producer = model->tensors[node->input].producer;
+        /* A max pool leaves the bias in what it passes on. */
+        while (producer >= 0 && model->nodes[producer].kind == TN_NODE_MAXPOOL)
+            producer = model->tensors[model->nodes[producer].input].producer;
         if (producer >= 0) claim(model, claimed, model->nodes[producer].carry, node);
         for (int t = 0; t < node->term_count; t++) claim(model, claimed, node->terms[t].param, node);
     }

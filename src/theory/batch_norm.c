@@ -9,8 +9,8 @@
 
 #include "base/memory.h"
 #include "base/philox.h"
+#include "base/statistics.h"
 #include "theory/laboratory.h"
-#include "theory/statistics.h"
 #include "theory/stored_network.h"
 
 enum { DEPTHS_MAX = 8, SERIES_MAX = 2 * DEPTHS_MAX, STAGES_MAX = 4, CLASSES = 10 };

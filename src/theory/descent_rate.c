@@ -3,9 +3,9 @@
 #include <stdio.h>
 
 #include "base/memory.h"
+#include "base/statistics.h"
 #include "theory/fc_trial.h"
 #include "theory/linear_algebra.h"
-#include "theory/statistics.h"
 #include "theory/sweep.h"
 
 /* What is compared over depth. */

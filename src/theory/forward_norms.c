@@ -3,10 +3,10 @@
 #include <stdio.h>
 
 #include "base/memory.h"
+#include "base/statistics.h"
 #include "theory/fc_network.h"
 #include "theory/linear_algebra.h"
 #include "theory/separated_data.h"
-#include "theory/statistics.h"
 #include "theory/sweep.h"
 
 /* The last four belong to Theorem 4 and the control: what falls slower than 1/sqrt(L) must grow. */

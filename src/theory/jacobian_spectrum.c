@@ -3,10 +3,10 @@
 #include <stdio.h>
 
 #include "base/memory.h"
+#include "base/statistics.h"
 #include "theory/linear_algebra.h"
 #include "theory/nf_network.h"
 #include "theory/separated_data.h"
-#include "theory/statistics.h"
 #include "theory/sweep.h"
 
 enum { INPUTS = 20, SCALES = 2 };

@@ -152,11 +152,6 @@ tn_status tn_lab_remark(tn_lab *lab, const char *format, ...) {
     return status;
 }
 
-const char *tn_verdict_name(tn_verdict verdict) {
-    static const char *const names[] = {"holds", "does not hold", "inconclusive"};
-    return names[verdict];
-}
-
 tn_status tn_lab_verdict(tn_lab *lab, tn_verdict verdict, const char *claim, const char *bound,
                          const char *measured, ...) {
     va_list args;

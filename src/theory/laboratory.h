@@ -9,10 +9,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/statistics.h"
 #include "base/text.h"
+#include "plot/plot.h"
 #include "taunet/theory.h"
 #include "theory/number_table.h"
-#include "theory/plot.h"
 
 typedef struct tn_lab tn_lab;
 
@@ -65,9 +66,6 @@ tn_status tn_lab_parallel(tn_lab *lab, int count, tn_status (*body)(void *contex
 
 /* A sentence for the section: settings, observations that are not verdicts. Also printed. */
 tn_status tn_lab_remark(tn_lab *lab, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-typedef enum tn_verdict { TN_HOLDS, TN_DOES_NOT_HOLD, TN_INCONCLUSIVE } tn_verdict;
-const char *tn_verdict_name(tn_verdict verdict);
 
 /* A row of the verdict table: `claim` and `bound` as they stand, `measured` formatted. */
 tn_status tn_lab_verdict(tn_lab *lab, tn_verdict verdict, const char *claim, const char *bound,

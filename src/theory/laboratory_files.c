@@ -2,10 +2,10 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "io/atomic_file.h"
+#include "io/file_io.h"
 #include "theory/laboratory_parts.h"
 
 enum { PATH_ROOM = 4400, LINE_WIDTH = 100, LINE_INDENT = 15 };
@@ -24,14 +24,8 @@ tn_status tn_lab_open_folder(const tn_options *options) {
                        "--out %s: holds the result of an experiment; choose another folder, or give "
                        "--overwrite",
                        options->out);
-    for (size_t i = 1; options->out[i - 1]; i++) {
-        if (options->out[i] != '/' && options->out[i] != 0) continue;
-        memcpy(path, options->out, i);
-        path[i] = 0;
-        if (mkdir(path, 0777) != 0 && errno != EEXIST)
-            return tn_fail(TN_ERR_IO, "--out %s: cannot make the folder %s: %s", options->out, path,
-                           strerror(errno));
-    }
+    tn_status status = tn_make_folders(options->out);
+    if (status != TN_OK) return tn_fail_prefix(status, "--out %s", options->out);
     if (access(options->out, W_OK | X_OK) == 0) return TN_OK;
     return tn_fail(TN_ERR_IO, "--out %s: cannot write there: %s", options->out, strerror(errno));
 }
@@ -39,20 +33,13 @@ tn_status tn_lab_open_folder(const tn_options *options) {
 static tn_status write_file(const char *folder, const char *name, const char *extension,
                             const tn_string *text) {
     char path[PATH_ROOM];
-    tn_atomic_file *file;
     TN_TRY(make_path(folder, name, extension, path));
-    TN_TRY(tn_atomic_begin(path, &file));
-    tn_status status = tn_atomic_write(file, text->data, text->length);
-    if (status == TN_OK) return tn_atomic_commit(file);
-    tn_atomic_abort(file);
-    return status;
+    return tn_atomic_replace(path, text->data, text->length);
 }
 
-/* A field of a CSV file, quoted (RFC 4180). */
 static tn_status put_field(tn_string *out, const char *text, const char *end) {
-    TN_TRY(tn_string_append(out, "\"", 1));
-    for (; *text; text++) TN_TRY(tn_string_printf(out, *text == '"' ? "\"\"" : "%c", *text));
-    return tn_string_printf(out, "\"%s", end);
+    TN_TRY(tn_string_csv(out, text));
+    return tn_string_printf(out, "%s", end);
 }
 
 static tn_status print_verdicts(const tn_lab *lab, tn_string *out) {

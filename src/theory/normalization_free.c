@@ -5,10 +5,10 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/statistics.h"
 #include "theory/linear_algebra.h"
 #include "theory/nf_network.h"
 #include "theory/separated_data.h"
-#include "theory/statistics.h"
 #include "theory/sweep.h"
 
 enum { INPUTS = 40, COUNTS = 4, WIDTHS = 5, EVERY = 5 }; /* EVERY: steps between looks at the spectrum */

@@ -3,7 +3,7 @@
 #include <math.h>
 
 #include "base/memory.h"
-#include "theory/statistics.h"
+#include "base/statistics.h"
 
 tn_status tn_sweep_create(int points, const double *x, int trials, tn_sweep *out) {
     TN_ASSERT(points >= 1 && points <= TN_SWEEP_POINTS && trials >= 1);

@@ -1,8 +1,8 @@
 /* Weights and training state as safetensors files (contracts.md, "Files").
  *
  * Parameters carry the names of the PyTorch models, shared ones also under their aliases; batch norms add
- * running_mean, running_var and num_batches_tracked; a resumable file adds momentum.NAME and the position in
- * __metadata__. */
+ * running_mean, running_var and num_batches_tracked; a resumable file adds momentum.NAME, with --ema the
+ * averages of parameters and statistics as ema.NAME, and the position in __metadata__. */
 #ifndef TN_TRAIN_CHECKPOINT_H
 #define TN_TRAIN_CHECKPOINT_H
 
@@ -32,14 +32,14 @@ typedef struct tn_checkpoint_info {
     const float *mean, *std; /* [input.channels] or NULL */
 } tn_checkpoint_info;
 
-/* Writes parameters and state; with `position` also momentum and position. Replaces the file as a whole or
- * not at all. */
+/* Writes parameters and state; with `position` also momentum, averages (options->ema) and position. Replaces
+ * the file as a whole or not at all. */
 tn_status tn_checkpoint_save(tn_engine *engine, const tn_checkpoint_info *info, const tn_position *position,
                              const char *path);
 
-/* Takes parameters and state (and momentum, when `resume`) from an open file. Every tensor must be there with
- * the shape the model needs and finite values, and none may be left over; the message says which tensor
- * differs and how. `path` names the file. */
+/* Takes parameters and state (and momentum and averages, when `resume`) from an open file. Every tensor must
+ * be there with the shape the model needs and finite values, and none may be left over; the message says
+ * which tensor differs and how. `path` names the file. */
 tn_status tn_checkpoint_load(tn_engine *engine, const tn_safetensors *file, const char *path, bool resume);
 
 /* Reads the position. TN_ERR_DATA when the file has none: it was not written by a run. */

@@ -103,13 +103,13 @@ static tn_status check_aliases(reader *r) {
     return TN_OK;
 }
 
-static tn_status take_norm(reader *r, int index) {
+static tn_status take_norm(reader *r, const char *prefix, int index) {
     const tn_state *s = &r->model->states[index];
     char name[TN_NAME_MAX + 32];
     int64_t batches = 0;
-    snprintf(name, sizeof name, "%s.running_mean", s->name);
+    snprintf(name, sizeof name, "%s%s.running_mean", prefix, s->name);
     TN_TRY(take(r, name, 1, &s->count, r->values));
-    snprintf(name, sizeof name, "%s.running_var", s->name);
+    snprintf(name, sizeof name, "%s%s.running_var", prefix, s->name);
     TN_TRY(take(r, name, 1, &s->count, r->values + s->count));
     snprintf(name, sizeof name, "%s.num_batches_tracked", s->name);
     const tn_safetensors_entry *t = tn_safetensors_find(r->file, name);
@@ -130,6 +130,7 @@ static bool is_parameter(const tn_model *m, const char *name) {
 static bool is_known(const tn_model *m, const char *name) {
     static const char *const suffixes[] = {".running_mean", ".running_var", ".num_batches_tracked"};
     if (!strncmp(name, "momentum.", 9)) return is_parameter(m, name + 9);
+    if (!strncmp(name, "ema.", 4)) name += 4;
     if (is_parameter(m, name)) return true;
     for (int i = 0; i < m->alias_count; i++)
         if (!strcmp(name, m->aliases[i].name)) return true;
@@ -152,11 +153,22 @@ static tn_status check_leftovers(const reader *r) {
     return TN_OK;
 }
 
+/* Parameters and running statistics. */
+static tn_status take_weights(reader *r, const char *prefix) {
+    TN_TRY(take_parameters(r, TN_VALUES, prefix));
+    for (int i = 0; i < r->model->state_count; i++) TN_TRY(take_norm(r, prefix, i));
+    return TN_OK;
+}
+
 static tn_status load(reader *r, bool resume) {
-    TN_TRY(take_parameters(r, TN_VALUES, ""));
+    TN_TRY(take_weights(r, ""));
     TN_TRY(check_aliases(r));
-    for (int i = 0; i < r->model->state_count; i++) TN_TRY(take_norm(r, i));
     if (resume) TN_TRY(take_parameters(r, TN_MOMENTUM, "momentum."));
+    if (resume && r->engine->average) {
+        TN_TRY(tn_engine_use_average(r->engine, true));
+        TN_TRY(take_weights(r, "ema."));
+        TN_TRY(tn_engine_use_average(r->engine, false));
+    }
     return check_leftovers(r);
 }
 
@@ -243,7 +255,8 @@ tn_status tn_checkpoint_options(const tn_safetensors *file, const char *path, tn
     }
     const char *shape = tn_safetensors_metadata(file, "input"),
                *count = tn_safetensors_metadata(file, "classes");
-    if (shape && sscanf(shape, "%dx%dx%d", &input->channels, &input->height, &input->width) != 3)
+    if (shape && (sscanf(shape, "%dx%dx%d", &input->channels, &input->height, &input->width) != 3 ||
+                  input->channels < 1 || input->height < 1 || input->width < 1))
         return tn_fail(TN_ERR_DATA, "%s: 'input' in the metadata is not CxHxW: %.40s", path, shape);
     if (count && sscanf(count, "%d", classes) != 1)
         return tn_fail(TN_ERR_DATA, "%s: 'classes' in the metadata is not a number: %.40s", path, count);

@@ -34,7 +34,7 @@ static tn_status add_parameters(writer *w, tn_engine *e, tn_tensor_kind kind, co
         const tn_param *p = &m->params[i];
         TN_TRY(tn_engine_get(e, kind, i, *cursor));
         add(w, prefix, p->name, p->rank, p->dims, TN_DTYPE_F32, *cursor);
-        for (int a = 0; kind == TN_VALUES && a < m->alias_count; a++)
+        for (int a = 0; kind == TN_VALUES && !*prefix && a < m->alias_count; a++)
             if (m->aliases[a].param == i)
                 add(w, m->aliases[a].name, "", p->rank, p->dims, TN_DTYPE_F32, *cursor);
         *cursor += p->count;
@@ -42,21 +42,35 @@ static tn_status add_parameters(writer *w, tn_engine *e, tn_tensor_kind kind, co
     return TN_OK;
 }
 
+/* Parameters and running statistics. */
+static tn_status add_weights(writer *w, tn_engine *e, const char *prefix, float **cursor) {
+    const tn_model *m = tn_engine_model(e);
+    char name[TN_NAME_MAX + 8];
+    TN_TRY(add_parameters(w, e, TN_VALUES, prefix, cursor));
+    for (int i = 0; i < m->state_count; i++) {
+        const tn_state *s = &m->states[i];
+        float *mean = *cursor, *var = mean + s->count;
+        TN_TRY(tn_engine_get_norm(e, i, mean, var, &w->counters[i]));
+        snprintf(name, sizeof name, "%s%s", prefix, s->name);
+        add(w, name, ".running_mean", 1, &s->count, TN_DTYPE_F32, mean);
+        add(w, name, ".running_var", 1, &s->count, TN_DTYPE_F32, var);
+        *cursor += 2 * s->count;
+    }
+    return TN_OK;
+}
+
 /* Counters come first: they are eight bytes each, and the file's data starts at a multiple of eight. */
-static tn_status add_all(writer *w, tn_engine *e, bool momentum) {
+static tn_status add_all(writer *w, tn_engine *e, bool momentum, bool average) {
     const tn_model *m = tn_engine_model(e);
     float *cursor = w->data;
     for (int i = 0; i < m->state_count; i++)
         add(w, m->states[i].name, ".num_batches_tracked", 0, NULL, TN_DTYPE_I64, &w->counters[i]);
-    TN_TRY(add_parameters(w, e, TN_VALUES, "", &cursor));
-    for (int i = 0; i < m->state_count; i++) {
-        const tn_state *s = &m->states[i];
-        TN_TRY(tn_engine_get_norm(e, i, cursor, cursor + s->count, &w->counters[i]));
-        add(w, s->name, ".running_mean", 1, &s->count, TN_DTYPE_F32, cursor);
-        add(w, s->name, ".running_var", 1, &s->count, TN_DTYPE_F32, cursor + s->count);
-        cursor += 2 * s->count;
-    }
-    return momentum ? add_parameters(w, e, TN_MOMENTUM, "momentum.", &cursor) : TN_OK;
+    TN_TRY(add_weights(w, e, "", &cursor));
+    if (momentum) TN_TRY(add_parameters(w, e, TN_MOMENTUM, "momentum.", &cursor));
+    if (!average) return TN_OK;
+    TN_TRY(tn_engine_use_average(e, true));
+    tn_status status = add_weights(w, e, "ema.", &cursor);
+    return status == TN_OK ? tn_engine_use_average(e, false) : status;
 }
 
 /* Values of __metadata__: texts in fixed slots. */
@@ -102,6 +116,7 @@ static void describe(metadata *m, const tn_checkpoint_info *info, const tn_posit
     if (o->width) meta(m, "width", "%d", o->width);
     if (o->depth) meta(m, "depth", "%d", o->depth);
     if (o->train_ends) meta(m, "train_ends", "yes");
+    if (o->ema > 0) meta(m, "ema", "%.17g", o->ema);
     meta(m, "input", "%dx%dx%d", info->input.channels, info->input.height, info->input.width);
     meta(m, "classes", "%d", info->classes);
     meta(m, "seed", "%" PRIu64, o->seed);
@@ -123,14 +138,15 @@ static void describe(metadata *m, const tn_checkpoint_info *info, const tn_posit
     meta(m, "metrics_bytes", "%ld", p->metrics_bytes);
 }
 
-static tn_status allocate(writer *w, const tn_model *m, bool momentum) {
-    size_t params = (size_t)m->param_count, states = (size_t)m->state_count, copies = momentum ? 2 : 1;
-    w->entry_capacity = copies * params + (size_t)m->alias_count + 3 * states;
+static tn_status allocate(writer *w, const tn_model *m, bool momentum, bool average) {
+    size_t params = (size_t)m->param_count, states = (size_t)m->state_count;
+    size_t sets = average ? 2 : 1, copies = sets + momentum;
+    w->entry_capacity = copies * params + (size_t)m->alias_count + (1 + 2 * sets) * states;
     TN_TRY(tn_alloc(&w->entries, w->entry_capacity, sizeof *w->entries, "checkpoint"));
     TN_TRY(tn_alloc(&w->names, w->entry_capacity, sizeof *w->names, "checkpoint"));
     TN_TRY(tn_alloc(&w->dims, w->entry_capacity, sizeof *w->dims, "checkpoint"));
     TN_TRY(tn_alloc(&w->counters, states, sizeof *w->counters, "checkpoint"));
-    return tn_alloc(&w->data, copies * m->param_floats + m->state_floats, sizeof(float), "checkpoint");
+    return tn_alloc(&w->data, copies * m->param_floats + sets * m->state_floats, sizeof(float), "checkpoint");
 }
 
 tn_status tn_checkpoint_save(tn_engine *engine, const tn_checkpoint_info *info, const tn_position *position,
@@ -138,8 +154,9 @@ tn_status tn_checkpoint_save(tn_engine *engine, const tn_checkpoint_info *info, 
     writer w = {0};
     metadata *m = NULL;
     tn_status status = tn_alloc(&m, 1, sizeof *m, "checkpoint");
-    if (status == TN_OK) status = allocate(&w, tn_engine_model(engine), position != NULL);
-    if (status == TN_OK) status = add_all(&w, engine, position != NULL);
+    bool whole = position != NULL, average = whole && info->options->ema > 0;
+    if (status == TN_OK) status = allocate(&w, tn_engine_model(engine), whole, average);
+    if (status == TN_OK) status = add_all(&w, engine, whole, average);
     if (status == TN_OK) {
         describe(m, info, position);
         status = tn_safetensors_write(path, w.entries, (int)w.entry_count, m->pairs, m->count);

@@ -81,8 +81,11 @@ static tn_status open_model(evaluation *v, const char *path) {
     TN_TRY(tn_setup_check_device(o));
     tn_status status = tn_setup_model(o, input, classes, &v->model);
     if (status != TN_OK) return all_given ? status : tn_fail_prefix(TN_ERR_DATA, "%s: metadata", path);
-    tn_engine_config config = {
-        .device = o->device, .threads = o->threads, .micro_batch = o->micro_batch, .max_batch = o->batch};
+    tn_engine_config config = {.device = o->device,
+                               .precision = o->precision,
+                               .threads = o->threads,
+                               .micro_batch = o->micro_batch,
+                               .max_batch = o->batch};
     TN_TRY(tn_setup_engine(v->model, &config, &v->engine));
     return tn_checkpoint_load(v->engine, v->file, path, false);
 }
@@ -148,9 +151,13 @@ tn_status tn_run_init(const tn_options *options) {
     tn_engine_config config = {.device = "cpu", .threads = 1, .max_batch = 1};
     if (status == TN_OK) status = tn_engine_create(model, &config, &engine);
     if (status == TN_OK) status = tn_engine_initialise(engine, options->seed);
-    tn_checkpoint_info info = {
-        .options = options, .input = options->input, .classes = options->classes, .dataset = ""};
-    if (status == TN_OK) status = tn_checkpoint_save(engine, &info, NULL, options->out);
+    if (status == TN_OK) {
+        tn_checkpoint_info info = {.options = options,
+                                   .input = tn_setup_input(model),
+                                   .classes = tn_model_classes(model),
+                                   .dataset = ""};
+        status = tn_checkpoint_save(engine, &info, NULL, options->out);
+    }
     tn_engine_free(engine);
     tn_model_free(model);
     return status;

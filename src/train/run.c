@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "backend/backend.h"
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/schedule.h"
@@ -114,10 +115,12 @@ static tn_status open_engine(run *r) {
     tn_input_shape input = {r->data.channels, r->data.height, r->data.width};
     TN_TRY(tn_setup_model(o, input, r->data.classes, &r->model));
     tn_engine_config config = {.device = o->device,
+                               .precision = o->precision,
                                .threads = o->threads,
                                .micro_batch = o->micro_batch,
                                .max_batch = o->batch,
-                               .training = true};
+                               .training = true,
+                               .average = o->ema};
     TN_TRY(tn_setup_engine(r->model, &config, &r->engine));
     r->tau = tn_engine_find_parameter(r->engine, "tau");
     return tn_engine_initialise(r->engine, o->seed);
@@ -130,6 +133,17 @@ static tn_status load_weights(run *r, const char *path, bool resume) {
     if (status == TN_OK && resume) status = tn_checkpoint_position(file, path, &r->position);
     tn_safetensors_close(file);
     return status;
+}
+
+/* A build that could have used a better device says once that there is none. */
+static void say_device(run *r) {
+    const tn_backend_ops *first = tn_backend_at(0);
+    char note[256];
+    if (strcmp(r->options->device, "auto") || first->device_count() > 0) return;
+    snprintf(note, sizeof note, "--device auto: %s", first->absence());
+    char *advice = strstr(note, "; use --device cpu");
+    if (advice) strcpy(advice, "; training on the CPU");
+    send(r, TN_EVENT_NOTE, note);
 }
 
 static tn_status open_state(run *r) {
@@ -281,6 +295,13 @@ static tn_status log_end(run *r, const char *status, const char *message) {
 
 /* ---- checkpoints ---- */
 
+/* With --ema: whether evaluation and saving see the averaged weights. A failure before stays what is told. */
+static tn_status use_average(run *r, bool use, tn_status before) {
+    if (r->options->ema == 0) return before;
+    tn_status status = tn_engine_use_average(r->engine, use);
+    return before == TN_OK ? status : before;
+}
+
 static tn_status save(run *r, const char *name, bool whole) {
     char path[TN_RUN_PATH];
     double start = tn_now();
@@ -292,8 +313,10 @@ static tn_status save(run *r, const char *name, bool whole) {
                                .std = r->std};
     if (whole) TN_TRY(tn_probe_log_sync(r->probe));
     if (whole) TN_TRY(tn_run_folder_sync(&r->folder, &r->position));
-    TN_TRY(tn_checkpoint_save(r->engine, &info, whole ? &r->position : NULL,
-                              tn_run_folder_file(&r->folder, name, path)));
+    if (!whole) TN_TRY(use_average(r, true, TN_OK));
+    tn_status status = tn_checkpoint_save(r->engine, &info, whole ? &r->position : NULL,
+                                          tn_run_folder_file(&r->folder, name, path));
+    TN_TRY(whole ? status : use_average(r, false, status));
     tn_engine_trace_add(r->engine, "checkpoint", start, tn_now());
     return TN_OK;
 }
@@ -322,7 +345,9 @@ static tn_status save_epoch(run *r) {
 static tn_status evaluate(run *r) {
     tn_result result;
     double start = tn_now();
-    TN_TRY(tn_setup_evaluate(r->engine, r->val, r->hooks ? r->hooks->stop : NULL, &result, NULL));
+    TN_TRY(use_average(r, true, TN_OK));
+    tn_status status = tn_setup_evaluate(r->engine, r->val, r->hooks ? r->hooks->stop : NULL, &result, NULL);
+    TN_TRY(use_average(r, false, status));
     r->event.val_loss = result.loss / result.rows;
     r->event.val_top1 = 100.0 * result.top1 / result.rows;
     r->event.val_top5 = 100.0 * result.top5 / result.rows;
@@ -384,8 +409,7 @@ static tn_status train_step(run *r) {
                   .momentum = o->momentum,
                   .weight_decay = o->weight_decay,
                   .scalar_lr = o->scalar_lr};
-    tn_status status = tn_engine_gradients(r->engine, batch, &result);
-    if (status == TN_OK) status = tn_engine_update(r->engine, &sgd);
+    tn_status status = tn_engine_step(r->engine, batch, &sgd, &result);
     if (status == TN_ERR_DIVERGED) return tn_fail_prefix(status, "step %ld", p->step + 1);
     TN_TRY(status);
     double seconds = tn_now() - start;
@@ -505,7 +529,14 @@ static tn_status start(run *r, const tn_options *options) {
              tn_engine_device(r->engine), tn_engine_threads(r->engine), tn_engine_chunk_rows(r->engine),
              (double)tn_engine_bytes(r->engine) / 1048576.0);
     send(r, TN_EVENT_START, text);
-    return TN_OK;
+    say_device(r);
+    tn_string plan = {0};
+    tn_status status = tn_string_printf(&plan, "memory: ");
+    if (status == TN_OK) status = tn_setup_print_memory(r->engine, &plan);
+    if (status == TN_OK) send(r, TN_EVENT_NOTE, plan.data);
+    r->event.text = NULL;
+    tn_string_free(&plan);
+    return status;
 }
 
 /* After a failure inside the loop: the log says how the run ended, best effort; the first failure is what

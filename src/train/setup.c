@@ -5,6 +5,7 @@
 
 #include "backend/backend.h"
 #include "io/atomic_file.h"
+#include "model/graph.h"
 
 /* That a loader holds: one in use, three ready. */
 #define LOADER_BATCHES 4
@@ -25,6 +26,11 @@ tn_status tn_setup_model(const tn_options *options, tn_input_shape input, int cl
                               .depth = options->depth,
                               .train_ends = options->train_ends};
     return tn_model_build(&config, out);
+}
+
+tn_input_shape tn_setup_input(const tn_model *model) {
+    tn_shape s = model->tensors[0].shape;
+    return (tn_input_shape){s.channels, s.height, s.width};
 }
 
 /* `bytes` for batches of `batch` images. */
@@ -57,6 +63,18 @@ tn_status tn_setup_engine(const tn_model *model, const tn_engine_config *config,
     return status;
 }
 
+tn_status tn_setup_print_memory(const tn_engine *engine, tn_string *out) {
+    const char *separator = "";
+    for (int use = 0; use < TN_MEMORY_USES; use++) {
+        size_t bytes = tn_engine_memory(engine, (tn_memory_use)use);
+        if (bytes == 0) continue;
+        TN_TRY(tn_string_printf(out, "%s%s %.1f", separator, tn_memory_use_name((tn_memory_use)use),
+                                (double)bytes / 0x1p20));
+        separator = ", ";
+    }
+    return tn_string_printf(out, " MiB");
+}
+
 tn_status tn_setup_check_output(const char *path) {
     tn_atomic_file *file;
     if (path[0]) {
@@ -69,11 +87,7 @@ tn_status tn_setup_check_output(const char *path) {
 tn_status tn_setup_check_device(const tn_options *options) {
     const tn_backend_ops *ops;
     int number;
-    TN_TRY(tn_backend_find(options->device, &ops, &number));
-    if (options->precision != TN_PRECISION_FP32 && !strcmp(ops->name, "cpu"))
-        return tn_fail(TN_ERR_USAGE, "--precision %s: the CPU computes in fp32 only; use --precision fp32",
-                       options->precision == TN_PRECISION_BF16 ? "bf16" : "tf32");
-    return TN_OK;
+    return tn_backend_find(options->device, options->precision, &ops, &number);
 }
 
 static tn_status choose(const char *name, const tn_float_list *list, const float *standard, int channels,

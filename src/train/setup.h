@@ -3,22 +3,28 @@
 #define TN_TRAIN_SETUP_H
 
 #include "base/fail.h"
+#include "base/text.h"
 #include "taunet/data.h"
 #include "taunet/engine.h"
 #include "taunet/options.h"
 
-/* Model for images of the given shape. Free with tn_model_free. */
+/* Model for images of the given shape; zeros stand for the model's own. Free with tn_model_free. */
 tn_status tn_setup_model(const tn_options *options, tn_input_shape input, int classes, tn_model **out);
+/* The shape of the images that a model takes. */
+tn_input_shape tn_setup_input(const tn_model *model);
 
 /* tn_loader_open and tn_engine_create for work that starts at once: TN_ERR_MEMORY also for more than the
  * machine's memory, where the allocation succeeds and the process would be killed later. */
 tn_status tn_setup_loader(const tn_dataset *dataset, const tn_loader_config *config, tn_loader **out);
 tn_status tn_setup_engine(const tn_model *model, const tn_engine_config *config, tn_engine **out);
 
+/* "weights 97.3, gradients and momentum 194.6, ... MiB": what the engine holds. */
+tn_status tn_setup_print_memory(const tn_engine *engine, tn_string *out);
+
 /* Fails now if a file at `path` could not be written later, after the work. "" is no file. */
 tn_status tn_setup_check_output(const char *path);
 
-/* Checks options that this build cannot serve: precision other than fp32 on the CPU. */
+/* Fails now if the device is not there or has not the precision. */
 tn_status tn_setup_check_device(const tn_options *options);
 
 /* Mean and standard deviation per channel: the options' where given (one number stands for all channels),

@@ -83,8 +83,7 @@ static tn_status time_steps(tn_engine *engine, const synthetic *s, const tn_opti
     tn_result result;
     for (int i = -o->warmup_steps - 1; i < o->steps; i++) {
         double begin = tn_now();
-        TN_TRY(tn_engine_gradients(engine, &s->batch, &result));
-        TN_TRY(tn_engine_update(engine, &sgd));
+        TN_TRY(tn_engine_step(engine, &s->batch, &sgd, &result));
         double end = tn_now();
         if (i == -o->warmup_steps - 1) out->start_seconds = end - start;
         if (i >= 0) rates[i] = s->batch.rows / (end - begin);
@@ -96,13 +95,14 @@ static tn_status bench(const tn_options *o, tn_model *model, tn_engine **engine,
                        double start, tn_bench *out) {
     double before, after;
     tn_engine_config config = {.device = o->device,
+                               .precision = o->precision,
                                .threads = o->threads,
                                .micro_batch = o->micro_batch,
                                .max_batch = o->batch,
                                .training = true};
     TN_TRY(tn_setup_engine(model, &config, engine));
     TN_TRY(tn_engine_initialise(*engine, 0));
-    TN_TRY(make_batch(s, o->input, o->classes, o->batch));
+    TN_TRY(make_batch(s, tn_setup_input(model), tn_model_classes(model), o->batch));
     TN_TRY(tn_alloc(rates, (size_t)o->steps, sizeof **rates, "timings"));
     out->threads = tn_engine_threads(*engine);
     double pause = tn_now();
@@ -185,20 +185,43 @@ static tn_status print_layers(const tn_engine *e, const tn_model *m, tn_string *
     return TN_OK;
 }
 
+static tn_status print_devices(tn_string *text) {
+    const tn_backend_ops *ops;
+    bool cuda = false;
+    for (int i = 0; (ops = tn_backend_at(i)); i++) {
+        int count = ops->device_count();
+        cuda = cuda || !strcmp(ops->name, "cuda");
+        if (count == 0)
+            TN_TRY(tn_string_printf(text, "device         no %s: %s\n", ops->name, ops->absence()));
+        for (int d = 0; d < count; d++) {
+            char line[256];
+            ops->describe(d, line, sizeof line);
+            TN_TRY(tn_string_printf(text, "device         %s %s\n", ops->name, line));
+        }
+    }
+    if (!cuda) TN_TRY(tn_string_printf(text, "device         no cuda: this build has no CUDA backend\n"));
+    return tn_string_printf(text, "libraries      OpenBLAS, zlib, jansson, xxhash\n");
+}
+
 static tn_status print_text(const tn_options *o, const tn_engine *e, const tn_model *m, tn_string *text) {
-    TN_TRY(tn_string_printf(text, "taunet %s\ndevice         %s\nthreads        %d of %d processors\n",
-                            tn_version(), tn_engine_device(e), tn_engine_threads(e), tn_processor_count()));
-    TN_TRY(tn_string_printf(text, "libraries      OpenBLAS, zlib, jansson, xxhash; no CUDA in this build\n"));
+    TN_TRY(tn_string_printf(text, "taunet %s\n", tn_version()));
+    TN_TRY(print_devices(text));
+    TN_TRY(tn_string_printf(text, "auto           %s, %d threads of %d processors\n", tn_engine_device(e),
+                            tn_engine_threads(e), tn_processor_count()));
     TN_TRY(tn_string_printf(text, "model          %s, variant %s, %s%s\n", o->model, o->variant,
                             o->tau[0] ? "tau = " : "tau as the variant has it", o->tau));
-    TN_TRY(tn_string_printf(text, "input          %dx%dx%d, %d classes\n", o->input.channels, o->input.height,
-                            o->input.width, o->classes));
+    tn_input_shape in = tn_setup_input(m);
+    TN_TRY(tn_string_printf(text, "input          %dx%dx%d, %d classes\n", in.channels, in.height, in.width,
+                            tn_model_classes(m)));
     TN_TRY(tn_string_printf(text, "parameters     %zu\nmultiply-adds  %.0f an image, forward (%.1f M)\n",
                             tn_model_parameter_count(m), tn_model_multiply_adds(m),
                             tn_model_multiply_adds(m) * 1e-6));
     TN_TRY(tn_string_printf(
         text, "planned peak   %zu bytes (%.1f MiB) for training at batch %d, chunks of %d\n",
         tn_engine_bytes(e), (double)tn_engine_bytes(e) / 1048576.0, o->batch, tn_engine_chunk_rows(e)));
+    TN_TRY(tn_string_printf(text, "memory         "));
+    TN_TRY(tn_setup_print_memory(e, text));
+    TN_TRY(tn_string_printf(text, "\n"));
     return print_layers(e, m, text);
 }
 

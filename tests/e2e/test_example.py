@@ -8,15 +8,20 @@ import harness
 from harness import Case
 
 BUILD = pathlib.Path(os.environ.get("TAUNET_BUILD") or pathlib.Path(harness.PROGRAM).parent)
-LIBRARIES = ["-fopenmp", "-ldnnl", "-ljansson", "-lxxhash", "-lz", "-lpthread", "-lm"]
 SANITIZE = ["-fsanitize=address,undefined"] if harness.SANITIZED else []
+
+
+def libraries():
+    """What a program links with beside the library; the Makefile knows."""
+    return subprocess.run(["make", "-s", "link-flags"], cwd=harness.ROOT, capture_output=True, text=True, check=True,
+                          timeout=harness.TIMEOUT).stdout.split()
 
 
 class Example(Case):
     def build(self, source, *flags):
         program = self.base / "example"
         subprocess.run([os.environ.get("CC", "cc"), "-std=c11", "-Wall", "-Wextra", "-Werror", *flags, *SANITIZE,
-                        f"-I{harness.ROOT / 'include'}", source, BUILD / "libtaunet.a", *LIBRARIES, "-o", program],
+                        f"-I{harness.ROOT / 'include'}", source, BUILD / "libtaunet.a", *libraries(), "-o", program],
                        check=True, timeout=harness.TIMEOUT)
         return program
 

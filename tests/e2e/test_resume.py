@@ -1,4 +1,6 @@
 """A run that was ended and resumed equals one that went straight through, bit for bit."""
+import json
+
 import harness
 from harness import Case
 
@@ -87,6 +89,27 @@ class Resume(Case):
         self.assertEqual(sorted(p.name for p in straight.glob("epoch-*")),
                          ["epoch-0002.safetensors", "epoch-0003.safetensors"])
         self.assert_same_run(straight, resumed, but=("steps",))
+
+    def test_average_of_weights(self):
+        """--ema: the averages are part of the state, and what is evaluated and kept as best."""
+        for variant in ("tau", "bn"):
+            common = [*options(variant, count=140, batch=20), "--ema", 0.9]
+            resumed = self.halves(variant, common)
+            last = harness.read_safetensors(resumed / "last.safetensors")
+            names = {name[4:] for name in last[1] if name.startswith("ema.")}
+            self.assertLessEqual({"conv1.weight", "fc.bias"}, names)
+            self.assertEqual("layer1.0.bn1.running_var" in names, variant == "bn")
+            self.assertNotEqual(last[1]["ema.conv1.weight"], last[1]["conv1.weight"])
+            plain = self.base / f"{variant}-plain"
+            self.succeed("train", *common, "--ema", 0, "--steps", STEPS, "--out", plain)
+            for ours, other in zip(harness.events(resumed, "step"), harness.events(plain, "step"), strict=True):
+                self.assertEqual(ours["loss"], other["loss"])  # training does not see them
+            self.assertNotEqual(harness.events(resumed, "epoch")[0]["val_loss"],
+                                harness.events(plain, "epoch")[0]["val_loss"])
+            evaluated = json.loads(self.succeed("eval", "--checkpoint", resumed / "best.safetensors", "--data",
+                                                "synthetic:3x16x16:4:140", "--json", "yes").stdout)
+            best = int(last[0]["best_epoch"])
+            self.assertAlmostEqual(evaluated["loss"], harness.events(resumed, "epoch")[best]["val_loss"], 6)
 
     def test_config_says_all(self):
         """config.toml alone repeats the run."""

@@ -2,7 +2,7 @@
 """Writes, verifies and checks the oracle fixtures: short trainings of small networks, computed in float64.
 
     make_fixtures.py            write fixtures/*.safetensors
-    make_fixtures.py --verify   compute them again and compare with the files
+    make_fixtures.py --verify   compute them again and compare with the files (--only PREFIX: some of them)
     make_fixtures.py --check    compare the PyTorch models with finite differences and their definitions
 
 Needs PyTorch (1.13 or later) and numpy. The contents of a file and the formula behind every starting value are
@@ -33,7 +33,9 @@ CANDIDATES = 60            # image streams to choose from, see choose_images
 LOSS_MARGIN, GRADIENT_MARGIN, WEIGHT_MARGIN = 1e-5, 5e-5, 5e-5
 
 DEFAULTS = dict(model="resnet8", variant="tau", tau_sharing="shared", bn_shortcut=True, channels=3, height=32,
-                width=32, rows=8, lr=0.1, weight_decay=1e-4)
+                width=32, rows=8, base_width=16, lr=0.1, weight_decay=1e-4, samples=SAMPLES)
+# ImageNet's networks, narrow, on small images with odd sides, and with smaller digests.
+IMAGENET = dict(base_width=8, height=43, width=54, rows=6, lr=0.02, samples=8)
 CASES = {
     "bn": dict(variant="bn"),
     "bn-no-shortcut-norm": dict(variant="bn", bn_shortcut=False),
@@ -53,6 +55,13 @@ CASES = {
     "alpha": dict(variant="alpha"),
     "skipinit": dict(variant="skipinit"),
     "plain": dict(variant="plain"),
+    "imagenet-18-bn": dict(IMAGENET, model="resnet18", variant="bn"),
+    "imagenet-18-tau": dict(IMAGENET, model="resnet18", variant="tau", tau_sharing="per-block"),
+    "imagenet-18-skipinit": dict(IMAGENET, model="resnet18", variant="skipinit"),
+    "imagenet-18-bn-tau": dict(IMAGENET, model="resnet18", variant="bn-tau", bn_shortcut=False),
+    "imagenet-50-tau": dict(IMAGENET, model="resnet50", variant="tau"),
+    "imagenet-50-fixup": dict(IMAGENET, model="resnet50", variant="fixup", rows=5, lr=0.002),
+    "imagenet-50-alpha": dict(IMAGENET, model="resnet50", variant="alpha"),
 }
 
 
@@ -82,8 +91,7 @@ def start_range(name, parameter, net):
     if name.startswith("fc."):
         return 0.0, 1 / math.sqrt(net.fc.in_features)
     if leaf == "tau":
-        tau = 1 / math.sqrt(net.blocks)
-        return tau, 0.1 * tau
+        return net.default_tau, 0.1 * net.default_tau
     if leaf in ("scale", "alpha") or leaf == "weight":  # weight: gamma of a batch norm
         return 1.0, 0.2
     return 0.0, 0.1  # beta and scalar biases
@@ -112,7 +120,8 @@ def batch(case, index, dtype):
 
 def build(case):
     return models.build(model=case["model"], variant=case["variant"], channels=case["channels"],
-                        tau_sharing=case["tau_sharing"], bn_shortcut=case["bn_shortcut"])
+                        base_width=case["base_width"], tau_sharing=case["tau_sharing"],
+                        bn_shortcut=case["bn_shortcut"])
 
 
 class TooClose(Exception):
@@ -185,27 +194,29 @@ def array(tensor):
     return tensor.detach().double().numpy().copy()
 
 
-def digest(values):
+def digest(values, count):
     """[L2 norm, sum, every stride-th element]: enough to recognise a tensor without storing it."""
     flat = values.reshape(-1)
-    stride = max(1, flat.size // SAMPLES)
-    samples = flat[::stride][:min(flat.size, SAMPLES)]
+    stride = max(1, flat.size // count)
+    samples = flat[::stride][:min(flat.size, count)]
     return np.concatenate([[np.sqrt(np.sum(flat * flat)), np.sum(flat)], samples])
 
 
-def tensors_of(result):
+def tensors_of(result, samples):
     tensors = {"losses": result["losses"], "logits": result["logits"]}
     for kind in ("grad", "after"):
-        tensors.update({"%s.%s" % (kind, name): digest(v) for name, v in result[kind].items()})
+        tensors.update({"%s.%s" % (kind, name): digest(v, samples) for name, v in result[kind].items()})
     tensors.update({"state.%s" % name: v for name, v in result["state"].items()})
     return {name: values.astype("<f4") for name, values in tensors.items()}
 
 
 def metadata_of(case):
     """The case as strings; `tau` is the starting value before the formula is applied, or the constant."""
-    tau = "%.17g" % (1 / math.sqrt(3 * models.depth_of(case["model"])))
-    values = dict(case, format="taunet-oracle-1", classes=10, base_width=16, steps=STEPS, momentum=MOMENTUM,
+    tau = "%.17g" % models.default_tau(case["model"])
+    values = dict(case, format="taunet-oracle-1", classes=10, steps=STEPS, momentum=MOMENTUM,
                   scalar_lr=SCALAR_LR, tau=tau if case["variant"] in ("tau", "bn-tau") else "")
+    if case["samples"] == SAMPLES:
+        del values["samples"]
     values["bn_shortcut"] = "yes" if case["bn_shortcut"] else "no"
     return {name: str(values[name]) for name in sorted(values)}
 
@@ -255,29 +266,33 @@ def float32_errors(case, truth):
             relative(single["logits"], truth["logits"]))
 
 
-def write_all(folder):
+def chosen(prefix):
+    return [(name, changes) for name, changes in CASES.items() if name.startswith(prefix)]
+
+
+def write_all(folder, prefix):
     os.makedirs(folder, exist_ok=True)
     print("%-20s %6s  %-34s  kink     float32 error: loss, gradient, weight, state, logits"
           % ("fixture", "bytes", "losses"))
-    for name, changes in CASES.items():
+    for name, changes in chosen(prefix):
         case, truth = choose_images(dict(DEFAULTS, **changes))
         loss, grad, after, state, logits = float32_errors(case, truth)
         if not (loss < LOSS_MARGIN and grad[0] < GRADIENT_MARGIN and after[0] < WEIGHT_MARGIN):
             sys.exit("%s: float32 differs by %.1e (losses), %.1e (gradient of %s), %.1e (%s): lower its lr"
                      % ((name, loss) + grad + after))
         path = os.path.join(folder, name + ".safetensors")
-        write_safetensors(path, tensors_of(truth), metadata_of(case))
+        write_safetensors(path, tensors_of(truth, case["samples"]), metadata_of(case))
         print("%-20s %6d  %-34s  %.0e  %.0e  %.0e (%s)  %.0e (%s)  %.0e  %.0e"
               % ((name, os.path.getsize(path), " ".join("%.4f" % value for value in truth["losses"]), truth["kink"],
                   loss) + grad + after + (state[0], logits)), flush=True)
 
 
-def verify_all(folder):
+def verify_all(folder, prefix):
     """Computes every fixture again; float64 rounding may move a stored float32 by a unit in the last place."""
-    for name, changes in CASES.items():
+    for name, changes in chosen(prefix):
         stored, metadata = read_safetensors(os.path.join(folder, name + ".safetensors"))
         case = dict(DEFAULTS, image_stream=int(metadata.get("image_stream", FIRST_IMAGE_STREAM)), **changes)
-        fresh = tensors_of(train(case, torch.float64))
+        fresh = tensors_of(train(case, torch.float64), case["samples"])
         if metadata != metadata_of(case) or sorted(stored) != sorted(fresh):
             sys.exit("%s: metadata or tensor names differ: write the fixtures again" % name)
         for key in fresh:
@@ -292,6 +307,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--verify", action="store_true", help="compare the files with a new computation")
     parser.add_argument("--check", action="store_true", help="check the models themselves; writes nothing")
+    parser.add_argument("--only", metavar="PREFIX", default="", help="fixtures whose names begin so")
     parser.add_argument("--out", default=os.path.join(HERE, "fixtures"), help="folder of the fixtures")
     options = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -299,9 +315,9 @@ def main():
         import check_models
         check_models.run()
     elif options.verify:
-        verify_all(options.out)
+        verify_all(options.out, options.only)
     else:
-        write_all(options.out)
+        write_all(options.out, options.only)
 
 
 if __name__ == "__main__":

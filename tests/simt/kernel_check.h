@@ -1,8 +1,7 @@
 /* Support for the tests of kernels: tensors that live on the host in double precision and on the device as
- * stored, comparison, and repetition under several thread orders. The same code runs on the SIMT machine and
- * on a device.
+ * stored, and comparison. The same code runs on the SIMT machine and on a device.
  *
- * Everything handed out here belongs to the running case and is released by check_orders. Errors abort the
+ * Everything handed out here belongs to the running case and is released by check_case. Errors abort the
  * test. */
 #ifndef TN_TESTS_KERNEL_CHECK_H
 #define TN_TESTS_KERNEL_CHECK_H
@@ -20,9 +19,13 @@
 #define OK(call) check_call((call), #call, __FILE__, __LINE__)
 void check_call(cudaError_t error, const char *text, const char *file, int line);
 
-/* Runs the case once for each seed of the SIMT machine's orders; all values read back must be bitwise the
- * same. */
-void check_orders(const char *name, void (*run)(void *argument), void *argument);
+/* Runs the case and prints a checksum of all values that were read back. tests/simt/run.py repeats the
+ * program under several thread orders: the checksums must not change. */
+void check_case(const char *name, void (*run)(void *argument), void *argument);
+
+/* True in the instrumented build of the SIMT machine, where large cases run once instead of in all storages.
+ */
+bool check_is_slow(void);
 
 /* Device memory: zeroed, as it comes, or a copy of host bytes. */
 void *device_zeros(size_t bytes);

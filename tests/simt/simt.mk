@@ -8,12 +8,22 @@ SIMT_DIR := tests/simt
 SIMT_ARCH ?= -mavx2 -mfma
 SIMT_INCLUDE := -I$(SIMT_DIR)/include -Iinclude -Isrc -I.
 SIMT_LIBS := -lboost_context -lopenblas -ldl -lpthread -lm
-SIMT_CXX := g++ -std=gnu++17 -g -O2 $(SIMT_ARCH) -fno-strict-aliasing -Wall -Wextra -Werror -Wno-unknown-pragmas -fopenmp-simd
+SIMT_WARN := -Wall -Wextra -Werror -Wno-unknown-pragmas
+SIMT_CXX := g++ -std=gnu++17 -g -O2 $(SIMT_ARCH) -fno-strict-aliasing -fopenmp-simd $(SIMT_WARN)
 SIMT_SRC := $(sort $(wildcard $(SIMT_DIR)/runtime/*.cpp))
 SIMT_PLAIN_SRC := $(filter-out %/shadow.cpp %/hooks.cpp,$(SIMT_SRC))
 # What the hooks see must be what the source says: aggregates are not split into words.
 SIMT_CHECK_FLAGS := -O1 -fno-tree-sra -fno-inline-small-functions -fsanitize=thread --param tsan-instrument-func-entry-exit=0
-SIMT_C := $(CC) -std=c11 -g -O2 -D_GNU_SOURCE -DTN_VERSION='"$(VERSION)"' $(SIMT_DEFINES) -fopenmp -ffp-contract=off -Wall -Wextra
+SIMT_C := $(CC) -std=c11 -g -O2 -D_GNU_SOURCE -DTN_HAVE_CUDA -DTN_VERSION='"$(VERSION)"' $(SIMT_DEFINES) -fopenmp -ffp-contract=off -Wall -Wextra
+
+# Test programs, one for each test_NAME.c here, and what they may link with: kernels, and host code against this
+# machine's headers.
+SIMT_TESTS := $(patsubst $(SIMT_DIR)/%.c,%,$(sort $(wildcard $(SIMT_DIR)/test_*.c)))
+SIMT_HOST_SRC := src/base/philox.c src/data/augment.c
+SIMT_TESTED := $(patsubst %.cu,%.o,$(sort $(wildcard kernels/*.cu))) $(SIMT_HOST_SRC:.c=.o)
+SIMT_TEST_LIBS := -lcmocka
+# Programs test_cuda_NAME link with the whole library and its CUDA backend.
+SIMT_BACKEND := $(CUDA_SRC:.c=.o) src/backend/backend.o
 
 define SIMT_BUILD
 $(BUILD)/simt/$(1)/libsimt.a: $(patsubst $(SIMT_DIR)/runtime/%.cpp,$(BUILD)/simt/$(1)/runtime/%.o,$(2))
@@ -29,6 +39,15 @@ $(BUILD)/simt/$(1)/selftest-%: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/%.o $(BUI
 	g++ -g -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(SIMT_LIBS)
 $(BUILD)/simt/$(1)/selftest-correct: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/philox_reference.o
 $(BUILD)/simt/$(1)/selftest-libraries: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/library_kernels.o $(BUILD)/simt/$(1)/src/base/philox.o
+$(BUILD)/simt/$(1)/libtested.a: $(SIMT_TESTED:%=$(BUILD)/simt/$(1)/%)
+	@rm -f $$@
+	ar rcs $$@ $$^
+$(BUILD)/simt/$(1)/test_%: $(BUILD)/simt/$(1)/$(SIMT_DIR)/test_%.o $(BUILD)/simt/$(1)/$(SIMT_DIR)/kernel_check.o \
+    $(BUILD)/simt/$(1)/libtested.a $(BUILD)/simt/$(1)/libsimt.a
+	g++ -g -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(SIMT_TEST_LIBS) $(SIMT_LIBS)
+$(BUILD)/simt/$(1)/test_cuda_%: $(BUILD)/simt/$(1)/$(SIMT_DIR)/test_cuda_%.o $(SIMT_BACKEND:%=$(BUILD)/simt/$(1)/%) \
+    $(call OBJ,$(SUPPORT_SRC)) $(BUILD)/simt/$(1)/libtested.a $(BUILD)/libtaunet.a $(BUILD)/simt/$(1)/libsimt.a
+	g++ -g -fopenmp -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(LDLIBS) $(SIMT_TEST_LIBS) $(SIMT_LIBS)
 endef
 $(eval $(call SIMT_BUILD,plain,$(SIMT_PLAIN_SRC),-DSIMT_INSTRUMENTED=0))
 $(eval $(call SIMT_BUILD,check,$(SIMT_SRC),-DSIMT_INSTRUMENTED=1))
@@ -50,20 +69,62 @@ SIMT_SELFTEST := $(foreach b,plain check,$(foreach t,correct planted libraries,$
 simt-selftest: $(SIMT_SELFTEST) ## the SIMT machine's own test, in both builds
 	@$(SIMT_DIR)/selftest/run.py $(BUILD)/simt
 
-# The same sources through the real compiler: that they are CUDA.
+# All cores, where make was not told how many.
+SIMT_JOBS = $(if $(findstring j,$(MAKEFLAGS)),,-j$(shell nproc))
+
+simt-tests: $(foreach b,plain check,$(SIMT_TESTS:%=$(BUILD)/simt/$(b)/%))
+
+simt-test: need-build+test+simt ## run kernels and backend on the SIMT machine, without a GPU
+	@$(SIMT_DIR)/mutate.py --check
+	@$(MAKE) --no-print-directory $(SIMT_JOBS) simt-selftest simt-tests
+	@$(SIMT_DIR)/run.py $(BUILD)/simt $(SIMT_TESTS)
+
+# Every test must notice its share of the faults of mutations.py: half an hour or less, not for every commit.
+simt-mutations: need-build+test+simt ## plant faults in the kernels and see that the tests catch them
+	@$(MAKE) --no-print-directory $(SIMT_JOBS) simt-tests
+	@$(SIMT_DIR)/mutate.py $(BUILD)
+
+# The same sources through the real compiler. Objects and programs are in $(BUILD)/simt/nvcc; without nvcc these
+# targets say so and are done.
 NVCC ?= nvcc
-simt-nvcc: ## compile the self-test's kernels with nvcc for sm_80 and sm_90
-	@mkdir -p $(BUILD)/simt/nvcc
-	for t in correct library_kernels planted; do $(NVCC) -std=c++17 -gencode arch=compute_80,code=sm_80 \
-	  -gencode arch=compute_90,code=sm_90 -I. -c -o $(BUILD)/simt/nvcc/$$t.o $(SIMT_DIR)/selftest/$$t.cu || exit 1; done
+NVCC_ARCH := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
+NVCC_FLAGS := -std=c++17 -O3 -Werror all-warnings $(NVCC_ARCH) -Iinclude -Isrc -I.
+SIMT_NVCC := $(BUILD)/simt/nvcc
+HAVE_NVCC = @command -v "$(NVCC)" >/dev/null || { echo "$@: no nvcc found (PATH, or make NVCC=...), nothing done"; exit 0; };
+KERNEL_NAMES := $(patsubst kernels/%.cu,%,$(sort $(wildcard kernels/*.cu)))
+
+simt-nvcc: ## compile kernels and their tests with nvcc for sm_80, sm_90 and PTX, and link them
+	$(HAVE_NVCC) $(MAKE) --no-print-directory $(patsubst %,$(SIMT_NVCC)/%,$(filter test_kernels_%,$(SIMT_TESTS))) \
+	  $(patsubst %,$(SIMT_NVCC)/$(SIMT_DIR)/selftest/%.o,correct library_kernels planted)
+$(SIMT_NVCC)/%.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) -MMD -MP -c -o $@ $<
+$(SIMT_NVCC)/%.o: %.c
+	@mkdir -p $(@D)
+	$(NVCC) $(CPPFLAGS) -Xcompiler -std=c11,-O2,-Wall,-Wextra,-Werror -MMD -MP -c -o $@ $<
+$(SIMT_NVCC)/test_kernels_%: $(SIMT_NVCC)/$(SIMT_DIR)/test_kernels_%.o $(SIMT_NVCC)/$(SIMT_DIR)/kernel_check.o $(SIMT_TESTED:%=$(SIMT_NVCC)/%)
+	$(NVCC) $(NVCC_ARCH) -o $@ $^ $(SIMT_TEST_LIBS)
+
+cuda-report: ## registers, shared memory, spills and occupancy of every kernel for sm_80 and sm_90 (needs nvcc)
+	$(HAVE_NVCC) $(MAKE) --no-print-directory -s $(SIMT_NVCC)/cuda_report $(KERNEL_NAMES:%=$(SIMT_NVCC)/report/%.log) && \
+	  $(SIMT_NVCC)/cuda_report $(foreach k,$(KERNEL_NAMES),$(foreach a,80 90,\
+	    sm_$(a)=$(SIMT_NVCC)/report/$(k).log,$(SIMT_NVCC)/report/$(k).compute_$(a).ptx))
+$(SIMT_NVCC)/report/%.log: kernels/%.cu kernels/device.cuh kernels/kernels.h kernels/launch.h
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) -Xptxas -v --keep --keep-dir $(@D) -c -o $(@:.log=.o) $< > $@.part 2>&1 || { cat $@.part; exit 1; }
+	@mv $@.part $@
+$(SIMT_NVCC)/cuda_report: tools/cuda_report.cpp
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++17 -O2 -Xcompiler -Wall,-Wextra -o $@ $<
+
 # What cuRAND itself draws, and that its host generator agrees.
 simt-curand:
-	@mkdir -p $(BUILD)/simt/nvcc
-	$(NVCC) -I. -o $(BUILD)/simt/nvcc/philox_reference $(SIMT_DIR)/selftest/make_philox_reference.cu -lcurand
-	$(BUILD)/simt/nvcc/philox_reference | cmp - $(SIMT_DIR)/selftest/philox_reference.cu
+	@mkdir -p $(SIMT_NVCC)
+	$(NVCC) -I. -o $(SIMT_NVCC)/philox_reference $(SIMT_DIR)/selftest/make_philox_reference.cu -lcurand
+	$(SIMT_NVCC)/philox_reference | cmp - $(SIMT_DIR)/selftest/philox_reference.cu
 
 simt-clean:
 	rm -rf $(BUILD)/simt
 
-.PRECIOUS: $(BUILD)/simt/plain/%.o $(BUILD)/simt/check/%.o
-.PHONY: simt-selftest simt-nvcc simt-curand simt-clean
+.PRECIOUS: $(SIMT_NVCC)/%.o $(SIMT_NVCC)/report/%.log $(BUILD)/simt/plain/%.o $(BUILD)/simt/check/%.o
+.PHONY: simt-test simt-mutations cuda-report simt-tests simt-selftest simt-nvcc simt-curand simt-clean

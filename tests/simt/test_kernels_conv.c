@@ -179,7 +179,7 @@ static void test_shapes(void **unused) {
         {.rows = 3, .height = 5, .width = 7, .in = 8, .out = 3, .stride = 2, .relu = true, .d = true},
         {.rows = 1, .height = 1, .width = 1, .in = 1, .out = 1, .stride = 1},
         /* More tiles of pixels than a weight gradient has splits. */
-        {.rows = 700, .height = 3, .width = 2, .in = 5, .out = 8, .stride = 1, .relu = true},
+        {.rows = 520, .height = 3, .width = 2, .in = 5, .out = 3, .stride = 1, .relu = true},
         {.rows = 520, .height = 2, .width = 3, .in = 4, .out = 3, .stride = 2},
         {.rows = 1, .height = 4, .width = 3, .in = 40, .out = 136, .stride = 1, .relu = true},
     };
@@ -188,10 +188,12 @@ static void test_shapes(void **unused) {
         for (int storage = 0; storage < 4; storage++) {
             conv_case t = cases[i];
             char name[64];
+            if (check_is_slow() && (size_t)storage != i % 4 && (t.rows > 500 || (size_t)storage != 3 - i % 4))
+                continue;
             t.x_store = storage & 1 ? B : F;
             t.y_store = storage & 2 ? B : F;
             snprintf(name, sizeof name, "case %zu, storage %d", i, storage);
-            check_orders(name, run_case, &t);
+            check_case(name, run_case, &t);
         }
 }
 
@@ -214,7 +216,7 @@ static void test_epilogues(void **unused) {
                        .s = bits & 64};
         char name[64];
         snprintf(name, sizeof name, "epilogue %d", bits);
-        check_orders(name, run_case, &t);
+        check_case(name, run_case, &t);
     }
 }
 
@@ -237,8 +239,8 @@ static void run_nonfinite(void *argument) {
 static void test_nonfinite(void **unused) {
     int tiled = 8, plain = 3;
     (void)unused;
-    check_orders("tiled", run_nonfinite, &tiled);
-    check_orders("plain", run_nonfinite, &plain);
+    check_case("tiled", run_nonfinite, &tiled);
+    check_case("plain", run_nonfinite, &plain);
 }
 
 static void test_refusals(void **unused) {

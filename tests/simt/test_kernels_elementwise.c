@@ -61,7 +61,7 @@ static void test_epilogue(void **unused) {
             epilogue_case t = {sizes[i].pixels, sizes[i].channels, bits, bits & 1 ? B : F, bits & 2 ? B : F};
             char name[64];
             snprintf(name, sizeof name, "epilogue %d of size %d", bits, i);
-            check_orders(name, run_epilogue, &t);
+            check_case(name, run_epilogue, &t);
         }
 }
 
@@ -121,11 +121,14 @@ static void test_backward(void **unused) {
             char name[64];
             snprintf(name, sizeof name, "backward %d of %zu", bits, t.count);
             if (i == 5 && bits % 5) continue;
-            check_orders(name, run_backward, &t);
+            check_case(name, run_backward, &t);
             t.sums = false;
             t.poison = bits % 3 == 0;
-            check_orders(name, run_backward, &t);
+            check_case(name, run_backward, &t);
         }
+    /* More elements than the blocks of a sum take at once. */
+    backward_case large = {1100003, F, 1, true, true, true, false};
+    check_case("backward of a large tensor", run_backward, &large);
 }
 
 typedef struct size_case {
@@ -146,7 +149,7 @@ static void run_column_sums(void *argument) {
 static void test_column_sums(void **unused) {
     size_case cases[] = {{128, 10, F}, {3, 100, B}, {1, 1, F}, {37, 33, F}};
     (void)unused;
-    for (int i = 0; i < 4; i++) check_orders("column sums", run_column_sums, &cases[i]);
+    for (int i = 0; i < 4; i++) check_case("column sums", run_column_sums, &cases[i]);
 }
 
 /* ---- shapes ---- */
@@ -220,7 +223,7 @@ static void test_columns(void **unused) {
         {shape(1, 4, 4, 5, 1, 1, 1, 0), B, F, 3},  {shape(1, 1, 1, 1, 1, 3, 1, 1), F, F, 0},
         {shape(3, 11, 3, 8, 1, 7, 2, 3), F, F, 0}, {shape(1, 6, 7, 12, 1, 3, 2, 1), B, B, 4}};
     (void)unused;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_orders("columns", run_columns, &cases[i]);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_case("columns", run_columns, &cases[i]);
 }
 
 static void run_shortcut(void *argument) {
@@ -252,8 +255,7 @@ static void test_shortcut(void **unused) {
                           {shape(1, 7, 5, 3, 7, 1, 3, 0), F, F, 1},
                           {shape(1, 1, 1, 1, 2, 1, 2, 0), B, B, 0}};
     (void)unused;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        check_orders("shortcut", run_shortcut, &cases[i]);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_case("shortcut", run_shortcut, &cases[i]);
 }
 
 static void run_maxpool(void *argument) {
@@ -293,7 +295,21 @@ static void test_maxpool(void **unused) {
         {shape(1, 6, 6, 3, 3, 2, 2, 0), F, F, 0}, {shape(1, 5, 8, 2, 2, 3, 1, 1), F, F, 1},
         {shape(1, 7, 7, 4, 4, 2, 3, 0), F, F, 0}, {shape(1, 16, 17, 1, 1, 15, 2, 7), F, F, 0}};
     (void)unused;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_orders("maxpool", run_maxpool, &cases[i]);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_case("maxpool", run_maxpool, &cases[i]);
+}
+
+static void test_pool_refusals(void **unused) {
+    static _Alignas(16) float memory[4];
+    static const tn_conv_shape bad[] = {
+        {1, 4, 4, 1, 3, 2, 1, 2, 2, 0}, /* a window beyond the end */
+        {1, 1, 4, 1, 1, 2, 1, 3, 2, 0}, /* smaller than a window */
+        {1, 4, 4, 1, 3, 3, 1, 2, 2, 2}, /* windows of padding alone */
+        {1, 4, 4, 1, 2, 2, 2, 2, 2, 0}, /* other channels */
+    };
+    (void)unused;
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(tn_launch_maxpool_forward(&bad[i], F, memory, memory, NULL, 0),
+                         cudaErrorInvalidValue);
 }
 
 static void run_avgpool(void *argument) {
@@ -326,22 +342,14 @@ static void test_avgpool(void **unused) {
                           {shape(1, 1, 1, 1, 1, 1, 1, 0), F, B, 1},
                           {shape(2, 5, 1, 7, 1, 1, 1, 0), F, F, 1}};
     (void)unused;
-    for (size_t i = 0; i < 4; i++) check_orders("avgpool", run_avgpool, &cases[i]);
+    for (size_t i = 0; i < 4; i++) check_case("avgpool", run_avgpool, &cases[i]);
 }
 
 /* ---- conversion and sums of squares ---- */
 
-static void run_convert(void *argument) {
+static void run_square_sum(void *argument) {
     const size_case *t = argument;
     size_t count = (size_t)t->rows;
-    for (int storage = 0; storage < 4; storage++) {
-        tensor from = tensor_random(count, storage & 1 ? B : F, 1),
-               to = tensor_empty(count, storage & 2 ? B : F);
-        OK(tn_launch_convert(count, from.store, from.device, to.store, to.device, 0));
-        tensor wanted = tensor_of(from.host, count, to.store); /* bitwise */
-        tensor_read(&to);
-        for (size_t i = 0; i < count; i++) assert_true(to.host[i] == wanted.host[i]);
-    }
     for (int bad = 0; bad < 2; bad++) {
         double *values = host_doubles(count), square = 0;
         for (size_t i = 0; i < count; i++) values[i] = draw_real(8, (uint32_t)i);
@@ -356,16 +364,35 @@ static void run_convert(void *argument) {
     }
 }
 
+static void run_convert(void *argument) {
+    const size_case *t = argument;
+    size_t count = (size_t)t->rows;
+    for (int storage = 0; storage < 4; storage++) {
+        tensor from = tensor_random(count, storage & 1 ? B : F, 1),
+               to = tensor_empty(count, storage & 2 ? B : F);
+        OK(tn_launch_convert(count, from.store, from.device, to.store, to.device, 0));
+        tensor wanted = tensor_of(from.host, count, to.store); /* bitwise */
+        tensor_read(&to);
+        for (size_t i = 0; i < count; i++) assert_true(to.host[i] == wanted.host[i]);
+    }
+}
+
 static void test_convert(void **unused) {
     size_case cases[] = {{1, 0, F}, {8, 0, B}, {2051, 0, F}, {2560, 0, B}};
     (void)unused;
-    for (int i = 0; i < 4; i++) check_orders("convert", run_convert, &cases[i]);
+    size_case large = {2100001, 0, B}; /* more than the blocks take at once */
+    for (int i = 0; i < 4; i++) {
+        check_case("convert", run_convert, &cases[i]);
+        check_case("sum of squares", run_square_sum, &cases[i]);
+    }
+    check_case("sum of squares of a large tensor", run_square_sum, &large);
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_epilogue),    cmocka_unit_test(test_backward),
-                                       cmocka_unit_test(test_column_sums), cmocka_unit_test(test_columns),
-                                       cmocka_unit_test(test_shortcut),    cmocka_unit_test(test_maxpool),
-                                       cmocka_unit_test(test_avgpool),     cmocka_unit_test(test_convert)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_epilogue),      cmocka_unit_test(test_backward),
+                                       cmocka_unit_test(test_column_sums),   cmocka_unit_test(test_columns),
+                                       cmocka_unit_test(test_shortcut),      cmocka_unit_test(test_maxpool),
+                                       cmocka_unit_test(test_pool_refusals), cmocka_unit_test(test_avgpool),
+                                       cmocka_unit_test(test_convert)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

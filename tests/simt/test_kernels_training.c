@@ -103,9 +103,9 @@ static void test_loss(void **unused) {
         loss_case t = cases[i];
         char name[32];
         snprintf(name, sizeof name, "loss %d", i);
-        check_orders(name, run_loss, &t);
+        check_case(name, run_loss, &t);
     }
-    check_orders("loss alone", run_loss_alone, NULL);
+    check_case("loss alone", run_loss_alone, NULL);
 }
 
 /* ---- optimizer ---- */
@@ -132,7 +132,22 @@ static void run_sgd(void *argument) {
 
 static void test_sgd(void **unused) {
     (void)unused;
-    check_orders("sgd", run_sgd, NULL);
+    check_case("sgd", run_sgd, NULL);
+}
+
+static void run_add(void *argument) {
+    const size_t count = 1030;
+    (void)argument;
+    tensor to = tensor_random(count, F, 1), from = tensor_random(count, F, 2);
+    double *wanted = host_doubles(count);
+    for (size_t i = 0; i < count; i++) wanted[i] = to.host[i] + (i ? from.host[i] : 0);
+    OK(tn_launch_add(count - 1, floats(to) + 1, floats(from) + 1, 0));
+    check_tensor("sum", &to, wanted);
+}
+
+static void test_add(void **unused) {
+    (void)unused;
+    check_case("add", run_add, NULL);
 }
 
 #define NODES  70
@@ -218,7 +233,7 @@ static void run_scalars(void *argument) {
 
 static void test_scalars(void **unused) {
     (void)unused;
-    check_orders("scalars", run_scalars, NULL);
+    check_case("scalars", run_scalars, NULL);
 }
 
 /* Pieces that cut `items` tensors of the given sizes. */
@@ -274,8 +289,8 @@ static void run_weight_gradients(void *argument) {
 static void test_weight_gradients(void **unused) {
     int clean = 0, poison = 1;
     (void)unused;
-    check_orders("weight gradients", run_weight_gradients, &clean);
-    check_orders("weight gradients with NaN", run_weight_gradients, &poison);
+    check_case("weight gradients", run_weight_gradients, &clean);
+    check_case("weight gradients with NaN", run_weight_gradients, &poison);
 }
 
 /* ---- packing ---- */
@@ -336,12 +351,15 @@ static void run_pack(void *argument) {
 
 static void test_pack(void **unused) {
     (void)unused;
-    check_orders("pack", run_pack, NULL);
+    check_case("pack", run_pack, NULL);
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_loss), cmocka_unit_test(test_sgd),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_loss),
+                                       cmocka_unit_test(test_sgd),
+                                       cmocka_unit_test(test_add),
                                        cmocka_unit_test(test_scalars),
-                                       cmocka_unit_test(test_weight_gradients), cmocka_unit_test(test_pack)};
+                                       cmocka_unit_test(test_weight_gradients),
+                                       cmocka_unit_test(test_pack)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

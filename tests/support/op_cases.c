@@ -344,6 +344,33 @@ static const op_case cases[] = {
     {CASE("two joins shared tau", conv, 3), SIZE(8, 8, 5, 5), K3, .flags = JOIN | TWICE},
     {CASE("two joins own tau", conv, 3), SIZE(8, 8, 5, 5), K3, .flags = JOIN | TWICE | PER_BLOCK},
 
+    /* Layers of ResNet-20 and -110 on CIFAR, of ResNet-50 on ImageNet. */
+    {CASE("cifar stem", conv, 2), SIZE(3, 16, 32, 32), K3, .large = true, .flags = DIRECT | RELU | CARRY_OUT},
+    {CASE("cifar stage 1 first", conv, 2), SIZE(16, 16, 32, 32), K3, .large = true,
+     .flags = CARRY_IN | BIAS | RELU | CARRY_OUT},
+    {CASE("cifar stage 1 join", conv, 2), SIZE(16, 16, 32, 32), K3, .large = true, .flags = JOIN},
+    {CASE("cifar stage 2 entry", conv, 2), SIZE(16, 32, 32, 32), K3, .stride = 2, .large = true,
+     .flags = CARRY_IN | BIAS | RELU | CARRY_OUT},
+    {CASE("cifar stage 2 join", conv, 2), SIZE(32, 32, 16, 16), K3, .large = true, .flags = JOIN},
+    {CASE("cifar stage 3 entry", conv, 2), SIZE(32, 64, 16, 16), K3, .stride = 2, .large = true,
+     .flags = CARRY_IN | BIAS | RELU | CARRY_OUT},
+    {CASE("cifar stage 3 join", conv, 2), SIZE(64, 64, 8, 8), K3, .large = true, .flags = JOIN},
+    {CASE("imagenet stem", conv, 1), SIZE(3, 64, 96, 96), K7, .stride = 2, .large = true,
+     .flags = DIRECT | RELU | CARRY_OUT},
+    {CASE("imagenet stage 1 middle", conv, 1), SIZE(64, 64, 56, 56), K3, .large = true,
+     .flags = CARRY_IN | RELU | CARRY_OUT},
+    {CASE("imagenet stage 1 expand", conv, 1), SIZE(64, 256, 28, 28), K1, .large = true,
+     .flags = (JOIN & ~RESIDUAL) | PROJECTION},
+    {CASE("imagenet stage 2 middle", conv, 1), SIZE(128, 128, 28, 28), K3, .stride = 2, .large = true,
+     .flags = CARRY_IN | RELU | CARRY_OUT},
+    {CASE("imagenet stage 3 shortcut", conv, 1), SIZE(512, 1024, 14, 14), K1, .stride = 2, .large = true},
+    {CASE("imagenet stage 4 middle", conv, 1), SIZE(512, 512, 7, 7), K3, .large = true,
+     .flags = CARRY_IN | RELU | CARRY_OUT},
+    {CASE("imagenet stage 4 expand", conv, 2), SIZE(512, 2048, 7, 7), K1, .large = true,
+     .flags = BIAS | TAU | RELU},
+    {CASE("imagenet norm", norm, 1), SIZE(64, 256, 28, 28), K1, .large = true, .flags = RELU},
+    {CASE("imagenet head", linear, 2), SIZE(2048, 1000, 1, 1), .large = true, .flags = BIAS},
+
     {CASE("linear image", linear, 3), SIZE(3, 6, 4, 3), .flags = DIRECT | BIAS},
     {CASE("linear", linear, 4), SIZE(16, 8, 3, 3)},
     {CASE("linear relu", linear, 4), SIZE(16, 16, 3, 3), .flags = RELU | BIAS},
@@ -403,6 +430,21 @@ int op_case_count(void) {
 const op_case *op_case_at(int index) {
     TN_ASSERT(index >= 0 && index < op_case_count());
     return &cases[index];
+}
+
+void op_case_work(const tn_model *model, int rows, double *flops, double *bytes) {
+    *flops = *bytes = 0;
+    for (int i = 0; i < model->node_count; i++) {
+        const tn_node *node = &model->nodes[i];
+        int used[] = {node->input, node->residual, node->output};
+        *flops += 2.0 * rows * tn_node_multiply_adds(model, node);
+        for (int k = 0; k < 3; k++)
+            if (used[k] >= 0) {
+                tn_shape s = model->tensors[used[k]].shape;
+                *bytes += (double)rows * s.channels * s.height * s.width * sizeof(float);
+            }
+        if (node->weight >= 0) *bytes += (double)model->params[node->weight].count * sizeof(float);
+    }
 }
 
 tn_model *op_case_model(const op_case *self) {

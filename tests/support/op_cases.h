@@ -19,11 +19,16 @@ typedef struct op_case {
     int in, out, height, width;  /* of the node under test */
     int kernel, stride, padding; /* conv, pools */
     int classes;                 /* 0 for 5 */
+    bool large;                  /* a layer of a real network: too large for finite differences */
     unsigned flags;              /* of op_cases.c */
 } op_case;
 
 int op_case_count(void);
 const op_case *op_case_at(int index);
+
+/* Forward work of a model on `rows` images: operations in multiplications and additions of its matrices,
+ * bytes of what its nodes read and write in float32, each once. */
+void op_case_work(const tn_model *model, int rows, double *flops, double *bytes);
 
 /* The case's model. */
 tn_model *op_case_model(const op_case *self);

@@ -13,11 +13,12 @@
 
 #include "base/config_file.h"
 #include "base/memory.h"
+#include "taunet/options.h"
 
 /* Writes each entry as "line:name_column:value_column kind name=value;" */
 static tn_status record(void *context, const tn_config_entry *e) {
     return tn_string_printf(context, "%d:%d:%d %c %s=%s;", e->line, e->name_column, e->value_column,
-                            "snb"[e->kind], e -> name, e -> value);
+                            "snbte"[e->kind], e -> name, e -> value);
 }
 
 static void expect_bytes(const char *bytes, size_t size, const char *entries) {
@@ -56,6 +57,16 @@ static void lines(void **state) {
            "a = 1",
            "1:1:5 n a=1;");
     expect("out-2_b = true\nc = false", "1:1:11 b out-2-b=true;2:1:5 b c=false;");
+}
+
+static void tables(void **state) {
+    (void)state;
+    expect("[all]\na = 1\n\t[[row]] # x\n[[row]]", "1:1:1 t all=;2:1:5 n a=1;3:2:2 e row=;4:1:1 e row=;");
+    tn_options *options;
+    assert_int_equal(tn_options_create("train", &options), TN_OK);
+    assert_int_equal(tn_options_load_text(options, "[train]\n", 8, "f"), TN_ERR_USAGE);
+    assert_string_equal(tn_error(), "f:1:1: tables are not supported; write 'name = value' lines");
+    tn_options_free(options);
 }
 
 static void strings(void **state) {
@@ -105,7 +116,10 @@ static void errors_name_the_place(void **state) {
     expect_error("a = 'x\n'", "f:1:5: the closing ' is missing");
     expect_error("a = \"x\\\"", "f:1:5: the closing \" is missing");
     expect_error("a = \"\"\"x\"\"\"", "f:1:5: text over several lines is not supported");
-    expect_error("[train]\na = 1", "f:1:1: tables are not supported; write 'name = value' lines");
+    static const char *const headings[] = {"[train", "[]", "[ train ]", "[[train]", "[a.b]", "[\"a\"]", "["};
+    for (size_t i = 0; i < sizeof headings / sizeof *headings; i++)
+        expect_error(headings[i], "f:1:1: not the name of a table; write [name] or [[name]]");
+    expect_error(" [train] a = 1", "f:1:10: unexpected text after table 'train'");
     expect_error("a = [1, 2]", "f:1:5: arrays and tables are not supported; write a list as \"1,2,3\"");
     expect_error("a = {b = 1}", "f:1:5: arrays and tables are not supported; write a list as \"1,2,3\"");
     expect_error("\"a\" = 1", "f:1:1: write the name without quotes");
@@ -213,6 +227,7 @@ static void files(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lines),
+        cmocka_unit_test(tables),
         cmocka_unit_test(strings),
         cmocka_unit_test(numbers),
         cmocka_unit_test(errors_name_the_place),

@@ -11,126 +11,39 @@
 #include <cmocka.h>
 
 #include "base/memory.h"
-#include "engine/state.h"
-#include "tests/support/op_cases.h"
-#include "tests/support/reference.h"
+#include "tests/support/engine_check.h"
+
+static const engine_target cpu = {.device = "cpu", .threads = 2};
 
 static tn_engine *make_engine(const tn_model *model, int rows, int micro_batch, int threads,
                               const op_data *data) {
-    tn_engine *engine;
-    tn_engine_config config = {
-        .device = "cpu", .threads = threads, .micro_batch = micro_batch, .max_batch = rows, .training = true};
-    if (tn_engine_create(model, &config, &engine) != TN_OK) fail_msg("%s", tn_error());
-    memcpy(engine->flat.values, data->values, model->param_floats * sizeof(float));
-    memcpy(engine->flat.state, data->state, model->state_floats * sizeof(float));
-    return engine;
-}
-
-static tn_batch make_batch(const tn_model *model, int rows, const op_data *data) {
-    tn_shape in = model->tensors[0].shape;
-    return (tn_batch){.rows = rows,
-                      .channels = in.channels,
-                      .height = in.height,
-                      .width = in.width,
-                      .classes = model->classes,
-                      .images = data->images,
-                      .targets = data->targets,
-                      .labels = data->labels,
-                      .weights = data->row_weights};
-}
-
-typedef struct expected {
-    reference *ref;
-    double *values, *state, *images, *targets, *weights;
-} expected;
-
-static expected expect(const tn_model *model, int rows, const op_data *data) {
-    tn_shape in = model->tensors[0].shape;
-    size_t image = (size_t)in.channels * (size_t)in.height * (size_t)in.width, n = (size_t)rows;
-    expected e = {.ref = reference_create(model, rows),
-                  .values = op_widen(data->values, model->param_floats),
-                  .state = op_widen(data->state, model->state_floats),
-                  .images = op_widen(data->images, n * image),
-                  .targets = op_widen(data->targets, n * (size_t)model->classes),
-                  .weights = op_widen(data->row_weights, n)};
-    reference_forward(e.ref, e.values, e.state, e.images, e.targets, e.weights, true);
-    reference_backward(e.ref);
-    return e;
-}
-
-static void expected_free(expected *e) {
-    reference_free(e->ref);
-    free(e->values);
-    free(e->state);
-    free(e->images);
-    free(e->targets);
-    free(e->weights);
-}
-
-static void check_close(const char *what, const char *name, double value, double wanted, double tolerance) {
-    if (!(fabs(value - wanted) <= tolerance * (1 + fabs(wanted))))
-        fail_msg("%s: %s is %.9g, the reference has %.9g", name, what, value, wanted);
-}
-
-/* One training batch and one evaluation against the reference. */
-static void check_against_reference(const char *name, const tn_model *model, int rows, int micro_batch,
-                                    const op_data *data, double tolerance) {
-    expected e = expect(model, rows, data);
-    tn_engine *engine = make_engine(model, rows, micro_batch, 2, data);
-    tn_batch batch = make_batch(model, rows, data);
-    tn_result result;
-    if (tn_engine_gradients(engine, &batch, &result) != TN_OK) fail_msg("%s: %s", name, tn_error());
-    for (int i = 0; i < rows; i++)
-        check_close("a row's loss", name, (double)engine->row_loss[i], e.ref->row_loss[i], tolerance);
-    for (int p = 0; p < model->param_count; p++) {
-        double error = op_gradient_error(model, p, e.ref->grad, engine->flat.grads);
-        if (!(error <= tolerance))
-            fail_msg("%s, chunks of %d: gradient of %s is off by %.3g", name, micro_batch,
-                     model->params[p].name, error);
-    }
-    for (size_t i = 0; i < model->state_floats; i++)
-        check_close("running statistics", name, (double)engine->flat.state[i], e.state[i], tolerance);
-
-    /* Evaluation sees the same running statistics in both. */
-    float *logits = calloc((size_t)rows * (size_t)model->classes, sizeof *logits);
-    for (size_t i = 0; i < model->state_floats; i++) e.state[i] = (double)engine->flat.state[i];
-    reference_forward(e.ref, e.values, e.state, e.images, e.targets, e.weights, false);
-    assert_int_equal(tn_engine_eval(engine, &batch, &result, logits), TN_OK);
-    const double *wanted = e.ref->value[model->nodes[model->node_count - 1].input];
-    for (int i = 0; i < rows * model->classes; i++)
-        check_close("a logit in evaluation", name, (double)logits[i], wanted[i], tolerance);
-    free(logits);
-    tn_engine_free(engine);
-    expected_free(&e);
+    engine_target target = cpu;
+    target.threads = threads;
+    return engine_make(&target, model, rows, micro_batch, data);
 }
 
 static void test_op_cases(void **unused) {
     (void)unused;
-    for (int i = 0; i < op_case_count(); i++) {
-        const op_case *c = op_case_at(i);
-        tn_model *model = op_case_model(c);
-        op_data data = op_case_data(c, model);
-        /* One chunk; chunks with a short last one; a chunk for each row. */
-        int sizes[] = {c->rows, 2, 1};
-        for (int k = 0; k < 3; k++)
-            check_against_reference(c->name, model, c->rows, sizes[k], &data, c->tolerance);
-        op_data_free(&data);
-        tn_model_free(model);
-    }
+    engine_check_op_cases(&cpu, true);
 }
 
-static tn_model *network(const char *name, const char *variant, int width, bool per_block) {
+static tn_model *network_of_size(const char *name, const char *variant, int width, bool per_block, int height,
+                                 int columns) {
     tn_model *model;
     tn_model_config config = {.model = name,
                               .variant = variant,
                               .channels = 3,
-                              .height = 12,
-                              .width = 12,
+                              .height = height,
+                              .width = columns,
                               .classes = 7,
                               .base_width = width,
                               .tau_per_block = per_block};
     if (tn_model_build(&config, &model) != TN_OK) fail_msg("%s", tn_error());
     return model;
+}
+
+static tn_model *network(const char *name, const char *variant, int width, bool per_block) {
+    return network_of_size(name, variant, width, per_block, 12, 12);
 }
 
 static const char *const variants[] = {"bn", "bn-tau", "tau", "fixup", "alpha", "skipinit", "plain"};
@@ -140,16 +53,31 @@ static void test_networks(void **unused) {
     for (int v = 0; v < 8; v++) {
         tn_model *model = network("resnet14", variants[v < 7 ? v : 2], 16, v == 7);
         op_data data = op_data_draw(model, 7, 1, true, false);
-        check_against_reference(variants[v < 7 ? v : 2], model, 7, 4, &data, 1e-4);
+        engine_check_reference(&cpu, variants[v < 7 ? v : 2], model, 7, 4, &data, 1e-4);
         op_data_free(&data);
         tn_model_free(model);
     }
 }
 
+/* ImageNet's networks, narrow, on images with an odd side. */
+static void test_imagenet_networks(void **unused) {
+    (void)unused;
+    for (int bottleneck = 0; bottleneck < 2; bottleneck++)
+        for (int v = 0; v < 8; v++) {
+            const char *variant = variants[v < 7 ? v : 2];
+            tn_model *model =
+                network_of_size(bottleneck ? "resnet50" : "resnet18", variant, 8, v == 7, 47, 34);
+            op_data data = op_data_draw(model, 5, 1, true, false);
+            engine_check_reference(&cpu, variant, model, 5, 2, &data, 1e-4);
+            op_data_free(&data);
+            tn_model_free(model);
+        }
+}
+
 /* Values after some steps, with their bits. */
 static float *trained(const tn_model *model, int rows, int threads, const op_data *data) {
     tn_engine *engine = make_engine(model, rows, 2, threads, data);
-    tn_batch batch = make_batch(model, rows, data);
+    tn_batch batch = engine_batch(model, rows, data);
     tn_sgd sgd = {.lr = 0.05, .momentum = 0.9, .weight_decay = 1e-4, .scalar_lr = 0.1};
     tn_result result;
     for (int step = 0; step < 3; step++) {
@@ -189,9 +117,9 @@ static void test_same_bits_for_any_threads(void **unused) {
 /* A reference implementation would be a hundred times slower: it is a bug wherever it appears. */
 static void test_no_slow_implementation(void **unused) {
     (void)unused;
-    for (int v = 0; v < 7; v++) {
+    for (int v = 0; v < 14; v++) {
         tn_model *model;
-        tn_model_config config = {.model = "resnet20", .variant = variants[v]};
+        tn_model_config config = {.model = v < 7 ? "resnet20" : "resnet50", .variant = variants[v % 7]};
         assert_int_equal(tn_model_build(&config, &model), TN_OK);
         tn_engine *engine;
         tn_engine_config engine_config = {.threads = 1, .max_batch = 8, .training = true};
@@ -201,7 +129,7 @@ static void test_no_slow_implementation(void **unused) {
                 const char *name = tn_engine_implementation(engine, i, which);
                 bool conv = model->nodes[i].kind == TN_NODE_CONV;
                 if (strstr(name, "ref") || (conv && strstr(name, "gemm:")))
-                    fail_msg("%s %s: implementation %s", variants[v], model->nodes[i].name, name);
+                    fail_msg("%s %s: implementation %s", variants[v % 7], model->nodes[i].name, name);
             }
         tn_engine_free(engine);
         tn_model_free(model);
@@ -224,7 +152,7 @@ static void test_nan_in_weights_and_input(void **unused) {
         tn_model *model = network("resnet8", variants[v], 16, false);
         op_data data = op_data_draw(model, 4, 5, false, true);
         tn_engine *engine = make_engine(model, 4, 2, 2, &data);
-        tn_batch batch = make_batch(model, 4, &data);
+        tn_batch batch = engine_batch(model, 4, &data);
         for (int i = 0; i < model->node_count; i++) {
             const tn_node *node = &model->nodes[i];
             int parameter = node->weight >= 0 ? node->weight : node->gamma;
@@ -260,7 +188,7 @@ static void test_overflow_is_found_where_it_starts(void **unused) {
         tn_model *model = network("resnet8", two[v], 16, false);
         op_data data = op_data_draw(model, 4, 5, false, true);
         tn_engine *engine = make_engine(model, 4, 2, 2, &data);
-        tn_batch batch = make_batch(model, 4, &data);
+        tn_batch batch = engine_batch(model, 4, &data);
         int p = tn_engine_find_parameter(engine, "layer1.0.conv1.weight");
         for (size_t i = 0; i < model->params[p].count; i++)
             engine->flat.values[model->params[p].offset + i] = 1e38f;
@@ -301,7 +229,7 @@ static void test_wrong_batches(void **unused) {
     tn_model *model = network("resnet8", "tau", 16, false);
     op_data data = op_data_draw(model, 4, 5, false, true);
     tn_engine *engine = make_engine(model, 4, 2, 1, &data);
-    tn_batch batch = make_batch(model, 4, &data);
+    tn_batch batch = engine_batch(model, 4, &data);
     tn_result result;
     batch.rows = 5;
     assert_int_equal(tn_engine_gradients(engine, &batch, &result), TN_ERR_USAGE);
@@ -317,6 +245,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_op_cases),
         cmocka_unit_test(test_networks),
+        cmocka_unit_test(test_imagenet_networks),
         cmocka_unit_test(test_same_bits_for_any_threads),
         cmocka_unit_test(test_no_slow_implementation),
         cmocka_unit_test(test_nan_in_weights_and_input),

@@ -98,10 +98,12 @@ static void defaults_are_those_of_the_contract(void **state) {
     tn_options_free(o);
     o = create("bench");
     assert_int_equal(o->steps, 20);
-    assert_int_equal(o->input.channels, 3);
-    assert_int_equal(o->input.height, 32);
-    assert_int_equal(o->input.width, 32);
-    assert_int_equal(o->classes, 10);
+    assert_int_equal(o->input.channels, 0);
+    assert_int_equal(o->classes, 0);
+    assert_int_equal(tn_options_set(o, "input", "3x224x64"), TN_OK);
+    assert_true(o->input.channels == 3 && o->input.height == 224 && o->input.width == 64);
+    assert_int_equal(tn_options_set(o, "input", "auto"), TN_OK);
+    assert_true(o->input.channels == 0 && o->input.height == 0 && o->input.width == 0);
     tn_options_free(o);
     o = create("eval");
     assert_string_equal(o->model, "");
@@ -210,11 +212,11 @@ static void errors_of_other_commands(void **state) {
     expect_error("bench", "--epochs 3",
                  "--epochs is an option of train, not of bench; 'taunet help bench' lists those");
     expect_error("info", "--input 3x32",
-                 "--input \"3x32\": not of the form CxHxW; allowed: each from 1 to 4096");
+                 "--input \"3x32\": not of the form CxHxW; allowed: auto or each from 1 to 4096");
     expect_error("info", "--input 3x32x0",
-                 "--input \"3x32x0\": a size is out of range; allowed: each from 1 to 4096");
+                 "--input \"3x32x0\": a size is out of range; allowed: auto or each from 1 to 4096");
     expect_error("info", "--input 3x32x32x",
-                 "--input \"3x32x32x\": not of the form CxHxW; allowed: each from 1 to 4096");
+                 "--input \"3x32x32x\": not of the form CxHxW; allowed: auto or each from 1 to 4096");
     tn_options *o;
     assert_int_equal(tn_options_create("trian", &o), TN_ERR_USAGE);
     assert_string_equal(tn_error(), "unknown command 'trian'; did you mean 'train'?");
@@ -324,7 +326,7 @@ static void saved_config_reads_back(void **state) {
         "--data synthetic:3x8x8:10:64 --augment none --mixup 0.3 "
         "--label-smoothing 0.1 --shuffle no --mean 0.4914,0.1,1e-20 --std 0.3333333333,3e38,1 "
         "--image-size 48 --resize 50 --on-bad-sample skip --limit-batches 3 --epochs 7 --steps 9 --batch 5 "
-        "--micro-batch 2 --lr 0.1000000001 "
+        "--micro-batch 2 --ema 0.9375 --lr 0.1000000001 "
         "--momentum 0.3333333333333333148 --weight-decay 5e-324 --scalar-lr 123456789 --schedule cosine "
         "--warmup 2.5 --seed 9223372036854775807 --init a\\b\"c --device cuda:12 --threads 3 "
         "--precision tf32 --deterministic no --out \xC3\xA9~\t\x01\x7F --save-every 4 --keep 11 "

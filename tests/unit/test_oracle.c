@@ -14,11 +14,12 @@
 
 #include "io/safetensors.h"
 #include "taunet/engine.h"
+#include "tests/support/oracle_values.h"
 
 #define FOLDER         "tests/oracle/fixtures"
 #define FIXTURES_MAX   256
 #define PARAMETERS_MAX 1024
-#define SAMPLES        64
+#define SAMPLES        64 /* of a digest, unless the file says otherwise */
 
 /* Relative to the norm of what is compared. */
 #define LOSS_TOLERANCE   1e-4
@@ -32,6 +33,7 @@ typedef struct training {
     tn_model *model;
     tn_engine *engine;
     int rows, channels, height, width, classes;
+    size_t samples;
     tn_batch batches[2];
     float *images[2], *targets[2];
     int *labels[2];
@@ -68,16 +70,6 @@ static float stored(const tn_safetensors_entry *entry, size_t index) {
 }
 
 /* ---- starting values ---- */
-
-static float oracle_value(uint64_t stream, uint64_t index, float offset, float halfwidth) {
-    uint64_t z = ((stream << 32) + index) + 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    z ^= z >> 31;
-    float u = (float)(z >> 40) * 0x1p-24f, centred = 2.0f * u - 1.0f;
-    volatile float product = centred * halfwidth; /* never fused with the addition */
-    return offset + product;
-}
 
 static void test_first_values(void **state) {
     (void)state;
@@ -166,9 +158,10 @@ static double larger(double a, double b) {
 }
 
 /* Against a digest: norm, sum, samples. Gives the largest relative error. */
-static double digest_error(const tn_safetensors_entry *wanted, const float *values, size_t count) {
+static double digest_error(const tn_safetensors_entry *wanted, const float *values, size_t count,
+                           size_t most) {
     double norm = (double)stored(wanted, 0), squares = 0, sum = 0, error = 0;
-    size_t samples = count < SAMPLES ? count : SAMPLES, stride = count / SAMPLES > 1 ? count / SAMPLES : 1;
+    size_t samples = count < most ? count : most, stride = count / most > 1 ? count / most : 1;
     assert_int_equal(wanted->bytes, (2 + samples) * sizeof(float));
     assert_true(norm > 0);
     for (size_t i = 0; i < count; i++) {
@@ -201,7 +194,7 @@ static double compare_parameters(training *t, tn_tensor_kind kind, const char *p
         tn_parameter_info p = tn_engine_parameter(t->engine, i);
         float *values = malloc(p.count * sizeof *values);
         assert_int_equal(tn_engine_get(t->engine, kind, i, values), TN_OK);
-        double error = digest_error(tensor(t, prefix, p.name), values, p.count);
+        double error = digest_error(tensor(t, prefix, p.name), values, p.count, t->samples);
         free(values);
         check(t, prefix, p.name, error, WEIGHT_TOLERANCE);
         worst = larger(worst, error);
@@ -247,6 +240,7 @@ static void open_training(training *t, int micro_batch) {
     t->height = (int)number(t, "height");
     t->width = (int)number(t, "width");
     t->classes = (int)number(t, "classes");
+    t->samples = tn_safetensors_metadata(t->file, "samples") ? (size_t)number(t, "samples") : SAMPLES;
     tn_model_config config = {.model = text(t, "model"),
                               .variant = text(t, "variant"),
                               .channels = t->channels,

@@ -9,11 +9,11 @@
 #include <math.h>
 
 #include "base/memory.h"
+#include "base/statistics.h"
+#include "plot/plot_axis.h"
 #include "temp_folder.h"
 #include "theory/laboratory_parts.h"
 #include "theory/linear_algebra.h"
-#include "theory/plot_axis.h"
-#include "theory/statistics.h"
 #include "theory/sweep.h"
 
 static size_t memory_before;

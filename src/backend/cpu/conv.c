@@ -154,7 +154,7 @@ static tn_status conv_backward(tn_plan *head, const tn_args *a) {
     return tn_dnn_run(&plan->dnn.backward_data, a->worker, data);
 }
 
-static tn_status conv_pack(tn_plan *head, int worker, const tn_flat *flat, bool *finite) {
+static tn_status conv_pack(tn_plan *head, int worker, const tn_flat *flat, int *nonfinite) {
     conv_plan *plan = (conv_plan *)(void *)head;
     const tn_node *node = head->node;
     const tn_param *params = head->model->params, *w = weight_of(plan);
@@ -167,8 +167,9 @@ static tn_status conv_pack(tn_plan *head, int worker, const tn_flat *flat, bool 
     for (int j = 0; j < plan->outputs; j++)
         plan->bias[j] = c + (node->bias >= 0 ? values[params[node->bias].offset + (size_t)j] : 0.0f);
     *plan->carry = node->carry >= 0 ? values[params[node->carry].offset] : 0.0f;
-    *finite = tn_cpu_finite(weights, w->count) && tn_cpu_finite(&s, 1) && tn_cpu_finite(plan->carry, 1) &&
-              tn_cpu_finite(plan->bias, (size_t)plan->outputs);
+    if (!tn_cpu_finite(weights, w->count) || !tn_cpu_finite(&s, 1) || !tn_cpu_finite(plan->carry, 1) ||
+        !tn_cpu_finite(plan->bias, (size_t)plan->outputs))
+        *nonfinite = 1;
     if (s != 1.0f || tn_node_adds_own_input(node)) {
         float *scaled = plan->cpu->weight_scratch[worker];
         tn_cpu_scale(scaled, weights, s, w->count);
@@ -200,7 +201,7 @@ static tn_status conv_collect(tn_plan *head, int worker, const float *grad, cons
     return TN_OK;
 }
 
-static tn_status conv_finish(tn_plan *head, const tn_flat *flat, bool *finite) {
+static tn_status conv_finish(tn_plan *head, const tn_flat *flat, int *nonfinite) {
     conv_plan *plan = (conv_plan *)(void *)head;
     const tn_node *node = head->node;
     const tn_param *w = weight_of(plan);
@@ -208,7 +209,7 @@ static tn_status conv_finish(tn_plan *head, const tn_flat *flat, bool *finite) {
     float s = tn_node_scale(node, head->model, flat->values);
     if (node->scale.param >= 0) sums[2] = (float)tn_cpu_dot(grads, flat->values + w->offset, w->count);
     if (s != 1.0f) tn_cpu_scale(grads, grads, s, w->count);
-    *finite = tn_cpu_finite(grads, w->count) && tn_cpu_finite(sums, 3);
+    if (!tn_cpu_finite(grads, w->count) || !tn_cpu_finite(sums, 3)) *nonfinite = 1;
     return TN_OK;
 }
 

@@ -136,14 +136,14 @@ static void set_transform(norm_plan *plan, const float *values) {
 }
 
 static tn_status norm_merge_statistics(tn_plan *head, int chunks, int total_rows, const tn_flat *flat,
-                                       bool *finite) {
+                                       int *nonfinite) {
     norm_plan *plan = (norm_plan *)(void *)head;
     const tn_state *state = &head->model->states[head->node->state];
     size_t channels = (size_t)plan->channels;
     double n = (double)total_rows * (double)(plan->row_floats / channels);
     float *running_mean = flat->state + state->mean_offset, *running_var = flat->state + state->var_offset;
     double *variance = plan->partial; /* chunk 0's sums are read before they are overwritten */
-    *finite = true;
+    bool finite = true;
     for (size_t c = 0; c < channels; c++) {
         double sum = 0, square = 0;
         for (int k = 0; k < chunks; k++) {
@@ -152,13 +152,14 @@ static tn_status norm_merge_statistics(tn_plan *head, int chunks, int total_rows
             square += p[channels + c];
         }
         double mean = sum / n, var = square / n - mean * mean;
-        if (!isfinite(mean) || !isfinite(var)) *finite = false;
+        if (!isfinite(mean) || !isfinite(var)) finite = false;
         variance[c] = var < 0 ? 0 : var;
         plan->mean_exact[c] = mean;
         plan->inv_std[c] = 1.0 / sqrt(variance[c] + EPSILON);
     }
     /* Running averages take the unbiased variance (models.md 1.1), and nothing that is not finite. */
-    for (size_t c = 0; *finite && c < channels; c++) {
+    if (!finite) *nonfinite = 1;
+    for (size_t c = 0; finite && c < channels; c++) {
         double unbiased = n > 1 ? variance[c] * n / (n - 1) : variance[c];
         running_mean[c] = (float)((1 - MOMENTUM) * (double)running_mean[c] + MOMENTUM * plan->mean_exact[c]);
         running_var[c] = (float)((1 - MOMENTUM) * (double)running_var[c] + MOMENTUM * unbiased);
@@ -312,12 +313,13 @@ static tn_status norm_backward(tn_plan *head, const tn_args *a) {
     return TN_OK;
 }
 
-static tn_status norm_pack(tn_plan *head, int worker, const tn_flat *flat, bool *finite) {
+static tn_status norm_pack(tn_plan *head, int worker, const tn_flat *flat, int *nonfinite) {
     norm_plan *plan = (norm_plan *)(void *)head;
     const tn_param *params = head->model->params;
     (void)worker;
-    *finite = tn_cpu_finite(flat->values + params[head->node->gamma].offset, (size_t)plan->channels) &&
-              tn_cpu_finite(flat->values + params[head->node->beta].offset, (size_t)plan->channels);
+    if (!tn_cpu_finite(flat->values + params[head->node->gamma].offset, (size_t)plan->channels) ||
+        !tn_cpu_finite(flat->values + params[head->node->beta].offset, (size_t)plan->channels))
+        *nonfinite = 1;
     return TN_OK;
 }
 

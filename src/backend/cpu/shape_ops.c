@@ -1,9 +1,11 @@
 /* Nodes without arithmetic to speak of: subsample, append, maxpool, avgpool. NHWC, one chunk at a time. */
-#include <math.h>
 #include <string.h>
 
 #include "backend/cpu/cpu.h"
 #include "base/memory.h"
+#include "base/simd.h"
+
+#define POOL_WINDOW_MAX 64 /* pixels: up to 8 x 8 */
 
 typedef struct shape_plan {
     tn_plan head;
@@ -33,6 +35,7 @@ static tn_status shape_plan_make(tn_backend *backend, const tn_model *model, int
     plan->rows = chunk_rows;
     plan->in = model->tensors[node->input].shape;
     plan->out = model->tensors[node->output].shape;
+    TN_ASSERT(node->kind != TN_NODE_MAXPOOL || node->kernel * node->kernel <= POOL_WINDOW_MAX);
     /* Sum of dz and of dy, for the scalars of subsample and avgpool. */
     if (training && (node->term_count > 0 || node->carry >= 0)) plan->head.grad_floats = 2;
     memcpy(plan->head.implementation[0], "plain", 6);
@@ -40,7 +43,7 @@ static tn_status shape_plan_make(tn_backend *backend, const tn_model *model, int
     return TN_OK;
 }
 
-static tn_status shape_pack(tn_plan *head, int worker, const tn_flat *flat, bool *finite) {
+static tn_status shape_pack(tn_plan *head, int worker, const tn_flat *flat, int *nonfinite) {
     shape_plan *plan = (shape_plan *)(void *)head;
     const tn_node *node = head->node;
     const tn_param *params = head->model->params;
@@ -49,7 +52,7 @@ static tn_status shape_pack(tn_plan *head, int worker, const tn_flat *flat, bool
     for (int i = 0; i < node->term_count; i++)
         plan->term += node->terms[i].factor * flat->values[params[node->terms[i].param].offset];
     plan->carry = node->carry >= 0 ? flat->values[params[node->carry].offset] : 0.0f;
-    *finite = tn_cpu_finite(&plan->term, 1) && tn_cpu_finite(&plan->carry, 1);
+    if (!tn_cpu_finite(&plan->term, 1) || !tn_cpu_finite(&plan->carry, 1)) *nonfinite = 1;
     return TN_OK;
 }
 
@@ -132,37 +135,71 @@ static tn_status append_backward(tn_plan *head, const tn_args *a) {
 
 /* ---- maxpool ---- */
 
-/* Index, within the image, of the window's first largest value (NaN wins, as in PyTorch). */
-static size_t argmax(const shape_plan *plan, const float *image, int h, int w, int channel) {
+/* Channels that are looked at together: what is noted of them stays in the nearest cache. */
+#define POOL_LANES 256
+
+/* The value at `place` of the window takes the lead where it is larger, or not a number as in PyTorch. */
+TN_SIMD static void compare_lanes(size_t n, const float *x, int place, float *best, int *winner) {
+#pragma omp simd
+    for (size_t i = 0; i < n; i++) {
+        bool wins = x[i] > best[i] || x[i] != x[i];
+        best[i] = wins ? x[i] : best[i];
+        winner[i] = wins ? place : winner[i];
+    }
+}
+
+TN_SIMD static void larger_lanes(size_t n, const float *x, float *best) {
+#pragma omp simd
+    for (size_t i = 0; i < n; i++) best[i] = x[i] > best[i] || x[i] != x[i] ? x[i] : best[i];
+}
+
+TN_SIMD static void give_lanes(size_t n, const float *dy, int place, const int *winner, float *dx) {
+#pragma omp simd
+    for (size_t i = 0; i < n; i++) dx[i] += winner[i] == place ? dy[i] : 0.0f;
+}
+
+/* Pixels of a window that lie in the image, as indices into it, row by row. Returns how many. */
+static int window_pixels(const shape_plan *plan, int h, int w, size_t *pixels) {
     const tn_node *node = plan->head.node;
-    size_t best = 0;
-    bool found = false;
+    int count = 0;
     for (int i = 0; i < node->kernel; i++)
         for (int j = 0; j < node->kernel; j++) {
             int y = h * node->stride - node->padding + i, x = w * node->stride - node->padding + j;
             if (y < 0 || x < 0 || y >= plan->in.height || x >= plan->in.width) continue;
-            size_t at = ((size_t)y * (size_t)plan->in.width + (size_t)x) * (size_t)plan->in.channels +
-                        (size_t)channel;
-            if (!found || image[at] > image[best] || isnan(image[at])) best = at;
-            found = true;
+            pixels[count++] = (size_t)y * (size_t)plan->in.width + (size_t)x;
         }
-    return best;
+    return count;
 }
 
 static tn_status maxpool_forward(tn_plan *head, const tn_args *a) {
     shape_plan *plan = (shape_plan *)(void *)head;
+    size_t c = (size_t)plan->out.channels, pixels[POOL_WINDOW_MAX];
     float *y = a->y;
     for (int n = 0; n < plan->rows; n++) {
         const float *image = a->x + (size_t)n * floats(plan->in);
         for (int h = 0; h < plan->out.height; h++)
-            for (int w = 0; w < plan->out.width; w++)
-                for (int c = 0; c < plan->out.channels; c++) *y++ = image[argmax(plan, image, h, w, c)];
+            for (int w = 0; w < plan->out.width; w++, y += c) {
+                int count = window_pixels(plan, h, w, pixels);
+                memcpy(y, image + pixels[0] * c, c * sizeof *y);
+                for (int k = 1; k < count; k++) larger_lanes(c, image + pixels[k] * c, y);
+            }
     }
     return TN_OK;
 }
 
+/* Gives dy of one output pixel to the first largest value of its window, for up to POOL_LANES channels. */
+static void maxpool_give(const float *image, float *dx, size_t channels, size_t lanes, const size_t *pixels,
+                         int count, const float *dy) {
+    float best[POOL_LANES];
+    int winner[POOL_LANES] = {0};
+    memcpy(best, image + pixels[0] * channels, lanes * sizeof *best);
+    for (int k = 1; k < count; k++) compare_lanes(lanes, image + pixels[k] * channels, k, best, winner);
+    for (int k = 0; k < count; k++) give_lanes(lanes, dy, k, winner, dx + pixels[k] * channels);
+}
+
 static tn_status maxpool_backward(tn_plan *head, const tn_args *a) {
     shape_plan *plan = (shape_plan *)(void *)head;
+    size_t c = (size_t)plan->out.channels, pixels[POOL_WINDOW_MAX];
     const float *dy = output_gradient(plan, a);
     if (!a->dx) return TN_OK;
     memset(a->dx, 0, (size_t)plan->rows * floats(plan->in) * sizeof(float));
@@ -170,8 +207,13 @@ static tn_status maxpool_backward(tn_plan *head, const tn_args *a) {
         const float *image = a->x + (size_t)n * floats(plan->in);
         float *dx = a->dx + (size_t)n * floats(plan->in);
         for (int h = 0; h < plan->out.height; h++)
-            for (int w = 0; w < plan->out.width; w++)
-                for (int c = 0; c < plan->out.channels; c++) dx[argmax(plan, image, h, w, c)] += *dy++;
+            for (int w = 0; w < plan->out.width; w++, dy += c) {
+                int count = window_pixels(plan, h, w, pixels);
+                for (size_t i = 0; i < c; i += POOL_LANES) {
+                    size_t lanes = c - i < POOL_LANES ? c - i : POOL_LANES;
+                    maxpool_give(image + i, dx + i, c, lanes, pixels, count, dy + i);
+                }
+            }
     }
     return TN_OK;
 }

@@ -34,6 +34,7 @@ static int parse_mode(const char *text) {
 }
 
 static void start() {
+    install_fault_handler();
     if (ready) return;
     ready = true;
     if (const char *text = getenv("SIMT_DEVICE")) mode = parse_mode(text);
@@ -50,7 +51,6 @@ static void start() {
         fail_after = atoi(all.c_str() + a + 1);
         fail_error = atoi(all.c_str() + b + 1);
     }
-    install_fault_handler();
     shared_symbols_load();
     if (settings().counting) atexit(simt_counters_print);
 }

@@ -59,6 +59,8 @@ const Allocation *allocation_at(uintptr_t address) {
     return number ? &allocations[number] : nullptr;
 }
 
+static std::vector<unsigned> opened; /* allocations that are accessible now */
+
 static void *at(uintptr_t address) {
     return reinterpret_cast<void *>(address);
 }
@@ -71,13 +73,13 @@ void *device_allocate(size_t bytes, int device) {
     uintptr_t first = arena_next + kPage, end = first + pages;
     arena_next = end;
     if (mprotect(at(first), pages, PROT_READ | PROT_WRITE)) return nullptr;
-    Allocation a{end - rounded, first, end, bytes, device, (unsigned)allocations.size(), false};
+    Allocation a{end - rounded, first, end, bytes, device, (unsigned)allocations.size(), false, false};
     memset(at(first), kMark, pages);
     memset(at(a.base), kPoison, bytes);
     for (uintptr_t p = first; p < end; p += kPage) page_owner[(p - arena_base) / kPage] = a.number;
     allocations.push_back(a);
     used[device] += bytes;
-    if (!open_depth) mprotect(at(first), pages, PROT_NONE);
+    mprotect(at(first), pages, PROT_NONE);
     return at(a.base);
 }
 
@@ -109,9 +111,8 @@ FreeResult device_free(void *pointer) {
     if (!found || found->base != address) return FreeResult::Unknown;
     if (found->freed) return FreeResult::Twice;
     Allocation &a = allocations[found->number];
-    device_open();
+    mprotect(at(a.pages), a.pages_end - a.pages, PROT_READ | PROT_WRITE);
     check_red_zone(a);
-    device_close();
 #if SIMT_INSTRUMENTED
     shadow_release(a.pages, a.pages_end - a.pages);
 #endif
@@ -126,21 +127,33 @@ size_t device_used(int device) {
     return used[device];
 }
 
-static void protect_all(int protection) {
-    for (size_t i = 1; i < allocations.size(); i++) {
-        const Allocation &a = allocations[i];
-        if (!a.freed) mprotect(at(a.pages), a.pages_end - a.pages, protection);
-    }
-}
-
+/* Allocations open up when they are first touched: most operations touch few of many. */
 void device_open() {
     std::lock_guard<std::recursive_mutex> lock(memory_lock);
-    if (open_depth++ == 0) protect_all(PROT_READ | PROT_WRITE);
+    /* Test frameworks put handlers of their own in its place. */
+    if (open_depth++ == 0) install_fault_handler();
+}
+
+bool device_touch(uintptr_t address) {
+    std::lock_guard<std::recursive_mutex> lock(memory_lock);
+    const Allocation *found = open_depth ? allocation_at(address) : nullptr;
+    if (!found || found->freed) return false;
+    Allocation &a = allocations[found->number];
+    if (a.open) return true;
+    a.open = true;
+    opened.push_back(a.number);
+    return mprotect(at(a.pages), a.pages_end - a.pages, PROT_READ | PROT_WRITE) == 0;
 }
 
 void device_close() {
     std::lock_guard<std::recursive_mutex> lock(memory_lock);
-    if (--open_depth == 0) protect_all(PROT_NONE);
+    if (--open_depth > 0) return;
+    for (unsigned number : opened) {
+        Allocation &a = allocations[number];
+        a.open = false;
+        if (!a.freed) mprotect(at(a.pages), a.pages_end - a.pages, PROT_NONE);
+    }
+    opened.clear();
 }
 
 void *pinned_allocate(size_t bytes) {
@@ -232,6 +245,16 @@ void pending_end(const void *memory, size_t bytes, bool write) {
             protect_pending(begin, end);
             return;
         }
+}
+
+void pending_allow(const void *memory, size_t bytes, bool allow) {
+    std::lock_guard<std::recursive_mutex> lock(memory_lock);
+    uintptr_t begin = (uintptr_t)memory, end = begin + bytes;
+    if (!bytes || !is_pinned(memory, bytes)) return;
+    if (allow)
+        protect_range(begin, end, PROT_READ | PROT_WRITE);
+    else
+        protect_pending(begin, end);
 }
 
 PendingFault pending_fault(uintptr_t address, bool write) {

@@ -15,7 +15,7 @@ struct Allocation {
     size_t size;
     int device;
     unsigned number;
-    bool freed;
+    bool freed, open;
 };
 
 bool is_device_address(const void *address);
@@ -30,6 +30,9 @@ void check_red_zones();
 /* Lets the machine (and with it everybody) at device memory, and closes it again. */
 void device_open();
 void device_close();
+/* A fault at this address: makes its allocation accessible if device memory is open; false if the fault has
+ * another reason. */
+bool device_touch(uintptr_t address);
 
 void *pinned_allocate(size_t bytes);
 bool pinned_free(void *pointer);
@@ -39,6 +42,8 @@ bool is_pinned(const void *pointer, size_t bytes);
  * touch it. */
 void pending_begin(const void *memory, size_t bytes, bool write);
 void pending_end(const void *memory, size_t bytes, bool write);
+/* The machine itself is about to use host memory of an operation, or has done so. */
+void pending_allow(const void *memory, size_t bytes, bool allow);
 /* What a fault at this address on pinned memory means. */
 enum class PendingFault { None, Neighbour, Reads, Writes };
 PendingFault pending_fault(uintptr_t address, bool write);

@@ -91,6 +91,7 @@ void report(const char *what, Site site, const void *pc, const char *format, ...
 }
 
 static __thread uintptr_t stepping;
+static struct sigaction before[2]; /* what others had installed: for SIGSEGV, SIGBUS */
 
 static void device_fault(uintptr_t address, bool write, const void *pc) {
     char where[256], who[96];
@@ -111,6 +112,7 @@ static void on_fault(int number, siginfo_t *info, void *raw) {
     uintptr_t address = (uintptr_t)info->si_addr;
     bool write = context->uc_mcontext.gregs[REG_ERR] & 2;
     const void *pc = (const void *)(context->uc_mcontext.gregs[REG_RIP] + 1);
+    if (number == SIGSEGV && info->si_code != SI_KERNEL && device_touch(address)) return;
     PendingFault fault = number == SIGSEGV ? pending_fault(address, write) : PendingFault::None;
     if (fault == PendingFault::Writes && !simt_self)
         report("HOST ACCESS", Site{}, pc,
@@ -133,7 +135,7 @@ static void on_fault(int number, siginfo_t *info, void *raw) {
                "%s uses an address that is not aligned for its vector type, or no address", who);
     }
     device_fault(address, write, pc);
-    signal(number, SIG_DFL); /* somebody else's fault: let it happen again */
+    sigaction(number, &before[number == SIGBUS], nullptr); /* somebody else's fault: let it happen again */
 }
 
 static void on_step(int, siginfo_t *, void *raw) {
@@ -153,12 +155,15 @@ void thread_fault_stack() {
     sigaltstack(&stack, nullptr);
 }
 
+/* Again at every call: test frameworks install handlers of their own between tests. */
 void install_fault_handler() {
     struct sigaction action = {};
+    if (sigaction(SIGSEGV, nullptr, &action) == 0 && action.sa_sigaction == on_fault) return;
+    action = {};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    sigaction(SIGSEGV, &action, nullptr);
-    sigaction(SIGBUS, &action, nullptr);
+    sigaction(SIGSEGV, &action, &before[0]);
+    sigaction(SIGBUS, &action, &before[1]);
     action.sa_sigaction = on_step;
     sigaction(SIGTRAP, &action, nullptr);
     thread_fault_stack();

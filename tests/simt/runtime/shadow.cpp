@@ -220,7 +220,8 @@ static void check_order(const Touch &a, uint64_t me, uint64_t other, bool other_
         bool same_warp = thread_of(other) >> 5 == thread_of(me) >> 5 && !(flags & kWarps);
         if (same_warp && thread_of(other) == thread_of(me) && !(flags & kLanes)) return;
         if (same_warp && sync_of(other) != sync_of(me)) return;
-        race(a, other, other_wrote, "no barrier is between");
+        race(a, other, other_wrote,
+             flags ? "so have other threads, and no barrier is between" : "no barrier is between");
     } else if (its >= current->first_serial) {
         if (!is_acquired(me, other)) race(a, other, other_wrote, "nothing orders the two blocks");
     } else if (!all_ordered && !is_ordered_op(op_of(its))) {
@@ -242,12 +243,9 @@ static inline void touch_load(Cell &c, uint64_t mask, uint64_t me, const Touch &
     if (serial_of(r) == serial_of(me)) {
         keep = r & (kBlocks | kBytes);
         if (epoch_of(r) == epoch_of(me)) {
-            if (thread_of(r) >> 5 != thread_of(me) >> 5)
-                keep |= kWarps;
-            else if (thread_of(r) != thread_of(me))
-                keep |= kLanes;
+            if (thread_of(r) >> 5 != thread_of(me) >> 5) keep |= kWarps;
             keep |= r & kWarps;
-            if (sync_of(r) == sync_of(me)) keep |= r & kLanes;
+            if (sync_of(r) == sync_of(me)) keep |= thread_of(r) != thread_of(me) ? kLanes : r & kLanes;
         }
     } else if (!a.shared && serial_of(r) >= current->first_serial) {
         keep = kBlocks | (r & kBytes);

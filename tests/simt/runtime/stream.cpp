@@ -120,6 +120,8 @@ static Stream *needed_by(Stream &s, int depth) {
 static bool execute(Stream &s) {
     Op op = std::move(s.queue.front());
     if (op.host.memory) pending_end(op.host.memory, op.host.bytes, op.host.write);
+    /* Later operations may wait to use the same memory. */
+    pending_allow(op.host.memory, op.host.bytes, true);
     device_open();
 #if SIMT_INSTRUMENTED
     shadow_begin_op(op);
@@ -129,6 +131,7 @@ static bool execute(Stream &s) {
     shadow_end_op();
 #endif
     device_close();
+    pending_allow(op.host.memory, op.host.bytes, false);
     if (!done) {
         if (op.host.memory) pending_begin(op.host.memory, op.host.bytes, op.host.write);
         s.queue.front() = std::move(op);
@@ -158,6 +161,7 @@ bool progress_once() {
 
 void wait_for(Stream &s, uint64_t seq) {
     bool eager = settings().seed % 2 == 1;
+    if (s.completed >= seq) return;
     device_open();
     while (s.completed < seq) {
         Stream *next = eager ? nullptr : needed_by(s, 0);

@@ -1,6 +1,6 @@
 /* The axes of a plot: range, ticks and their labels. */
-#ifndef TN_THEORY_PLOT_AXIS_H
-#define TN_THEORY_PLOT_AXIS_H
+#ifndef TN_PLOT_PLOT_AXIS_H
+#define TN_PLOT_PLOT_AXIS_H
 
 #include <stdbool.h>
 

@@ -1,4 +1,4 @@
-#include "theory/plot_axis.h"
+#include "plot/plot_axis.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -52,7 +52,7 @@ static void log_ticks(tn_axis *axis, int wanted) {
 void tn_axis_end(tn_axis *axis, int wanted) {
     if (!(axis->low <= axis->high)) axis->low = axis->high = 0;
     double span = axis->high - axis->low,
-           least = axis->logarithmic ? 0.1 : 1e-3 * fmax(1e-9, fabs(axis->high));
+           least = axis->logarithmic ? 0.1 : (span > 0 ? 1e-3 : 0.2) * fmax(1e-9, fabs(axis->high));
     if (span < least) {
         axis->low -= least / 2;
         axis->high += least / 2;

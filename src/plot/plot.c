@@ -1,18 +1,18 @@
 /* Plots: what is drawn, and its layout on paper. Axes and their ticks are in plot_axis.c. */
-#include "theory/plot.h"
+#include "plot/plot.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/memory.h"
-#include "theory/plot_axis.h"
+#include "plot/plot_axis.h"
 
 enum { PANEL_WIDTH = 340, PANEL_HEIGHT = 216, LEFT = 62, TOP = 34, BOTTOM = 46, RIGHT = 16, PER_ROW = 3 };
 enum { LEGEND_LINE = 16, LEGEND_GAP = 14, LETTER = 6 }; /* LETTER: width of a small letter, about */
 
 typedef struct series {
-    char *label;
+    char *label, *css_class, *tip; /* the last two may be NULL */
     int colour, count;
     tn_mark mark;
     double *x, *y, *low, *high; /* one block at x */
@@ -32,9 +32,12 @@ struct tn_plot {
 };
 
 /* Mid tones that stand out from white and from near black. */
-static const char *const palette[] = {"#3b7dd8", "#d97a22", "#2f9e5f", "#cf4436",
-                                      "#8b63c9", "#a88b1f", "#1f9fae", "#c4588f"};
-enum { COLOURS = sizeof palette / sizeof *palette };
+static const char *const palette[TN_PLOT_COLOURS] = {"#3b7dd8", "#d97a22", "#2f9e5f", "#cf4436",
+                                                     "#8b63c9", "#a88b1f", "#1f9fae", "#c4588f"};
+
+const char *tn_plot_colour(int colour) {
+    return palette[colour % TN_PLOT_COLOURS];
+}
 
 tn_status tn_plot_create(tn_plot **out) {
     return tn_alloc(out, 1, sizeof **out, "a plot");
@@ -46,6 +49,8 @@ void tn_plot_free(tn_plot *plot) {
         panel *p = &plot->panels[i];
         for (size_t j = 0; j < p->count; j++) {
             tn_free(p->series[j].label);
+            tn_free(p->series[j].css_class);
+            tn_free(p->series[j].tip);
             tn_free(p->series[j].x);
         }
         tn_free(p->series);
@@ -91,6 +96,34 @@ tn_status tn_plot_series(tn_plot *plot, int index, const char *label, int colour
     return TN_OK;
 }
 
+tn_status tn_plot_mark_series(tn_plot *plot, int index, const char *css_class, const char *tip) {
+    TN_ASSERT(index >= 0 && (size_t)index < plot->count && plot->panels[index].count > 0);
+    series *s = &plot->panels[index].series[plot->panels[index].count - 1];
+    TN_ASSERT(!s->css_class && !s->tip);
+    TN_TRY(tn_strdup(&s->css_class, css_class));
+    return tn_strdup(&s->tip, tip);
+}
+
+int tn_plot_thin(double *x, double *y, double *low, double *high, int count, int most) {
+    int window = (count + most - 1) / most, kept = 0;
+    if (window <= 1) return count;
+    for (int i = 0; i < count; i += window, kept++) {
+        int size = count - i < window ? count - i : window;
+        double mean_x = 0, mean_y = 0, least = INFINITY, greatest = -INFINITY;
+        for (int k = i; k < i + size; k++) {
+            mean_x += x[k] / size;
+            mean_y += y[k] / size;
+            least = low ? fmin(least, low[k]) : 0;
+            greatest = high ? fmax(greatest, high[k]) : 0;
+        }
+        x[kept] = mean_x;
+        y[kept] = mean_y;
+        if (low) low[kept] = least;
+        if (high) high[kept] = greatest;
+    }
+    return kept;
+}
+
 tn_status tn_xml_escape(tn_string *out, const char *text) {
     for (size_t size = strlen(text); size > 0;) {
         size_t length = tn_utf8_length(text, size);
@@ -122,7 +155,7 @@ static tn_status put_text(tn_string *out, double x, double y, const char *anchor
 }
 
 static const char *colour_of(const series *s) {
-    return s->colour < 0 ? "currentColor" : palette[s->colour % COLOURS];
+    return s->colour < 0 ? "currentColor" : tn_plot_colour(s->colour);
 }
 
 /* Where a panel's frame stands, and its axes. */
@@ -232,10 +265,21 @@ static tn_status put_points(const frame *f, const series *s, tn_string *out) {
     return TN_OK;
 }
 
-static tn_status put_series(const frame *f, const series *s, tn_string *out) {
+static tn_status put_marks(const frame *f, const series *s, tn_string *out) {
     if (s->has_range && s->mark != TN_MARK_POINTS) TN_TRY(put_band(f, s, out));
     if (s->mark != TN_MARK_POINTS) TN_TRY(put_line(f, s, out));
     return s->mark & TN_MARK_POINTS ? put_points(f, s, out) : TN_OK;
+}
+
+static tn_status put_series(const frame *f, const series *s, tn_string *out) {
+    if (!s->css_class || !s->tip) return put_marks(f, s, out);
+    TN_TRY(tn_string_printf(out, "<g class=\""));
+    TN_TRY(tn_xml_escape(out, s->css_class));
+    TN_TRY(tn_string_printf(out, "\"><title>"));
+    TN_TRY(tn_xml_escape(out, s->tip));
+    TN_TRY(tn_string_printf(out, "</title>\n"));
+    TN_TRY(put_marks(f, s, out));
+    return tn_string_printf(out, "</g>\n");
 }
 
 /* Lines of the legend; draws them when `out` is not NULL. */
@@ -283,6 +327,11 @@ static int legend_lines(const tn_plot *plot, size_t row, size_t columns) {
     return most;
 }
 
+static double row_height(const tn_plot *plot, size_t row, size_t columns) {
+    int lines = legend_lines(plot, row, columns);
+    return TOP + PANEL_HEIGHT + BOTTOM + (lines > 0 ? LEGEND_LINE * (lines + 1) : 0);
+}
+
 static const char style[] =
     "<style>.tn-plot{color:#333;color-scheme:light dark}"
     ".tn-plot text{font:11px system-ui,sans-serif;fill:currentColor}"
@@ -295,8 +344,7 @@ tn_status tn_plot_print(const tn_plot *plot, const char *title, tn_string *out) 
     size_t columns = plot->count == 4 ? 2 : plot->count < PER_ROW ? plot->count : PER_ROW;
     size_t rows = columns ? (plot->count + columns - 1) / columns : 0;
     double pitch = LEFT + PANEL_WIDTH + RIGHT, height = 8;
-    for (size_t r = 0; r < rows; r++)
-        height += TOP + PANEL_HEIGHT + BOTTOM + LEGEND_LINE * (legend_lines(plot, r, columns) + 1);
+    for (size_t r = 0; r < rows; r++) height += row_height(plot, r, columns);
     TN_TRY(tn_string_printf(
         out,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"tn-plot\" role=\"img\" width=\"%.0f\" "
@@ -308,7 +356,7 @@ tn_status tn_plot_print(const tn_plot *plot, const char *title, tn_string *out) 
     for (size_t r = 0; r < rows; r++) {
         for (size_t i = r * columns; i < plot->count && i < (r + 1) * columns; i++)
             TN_TRY(put_panel(&plot->panels[i], pitch * (double)(i - r * columns), top, out));
-        top += TOP + PANEL_HEIGHT + BOTTOM + LEGEND_LINE * (legend_lines(plot, r, columns) + 1);
+        top += row_height(plot, r, columns);
     }
     return tn_string_printf(out, "</svg>\n");
 }

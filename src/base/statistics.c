@@ -1,4 +1,4 @@
-#include "theory/statistics.h"
+#include "base/statistics.h"
 
 #include <math.h>
 
@@ -20,6 +20,21 @@ tn_summary tn_summarise(const double *values, int count) {
     s.deviation = sqrt(squares / (s.count - 1));
     s.half_width = tn_student_95(s.count - 1) * s.deviation / sqrt(s.count);
     return s;
+}
+
+tn_difference tn_subtract(const tn_summary *a, const tn_summary *b) {
+    tn_difference d = {a->mean - b->mean, INFINITY};
+    if (a->count < 2 || b->count < 2) return d;
+    double va = a->deviation * a->deviation / a->count, vb = b->deviation * b->deviation / b->count;
+    if (!(va + vb > 0)) return d;
+    double freedom = (va + vb) * (va + vb) / (va * va / (a->count - 1) + vb * vb / (b->count - 1));
+    d.half_width = tn_student_95((int)(freedom + 1e-9)) * sqrt(va + vb);
+    return d;
+}
+
+const char *tn_verdict_name(tn_verdict verdict) {
+    static const char *const names[] = {"holds", "does not hold", "inconclusive"};
+    return names[verdict];
 }
 
 /* A point of a fit, through logarithms when asked; false when it has to be left out. */

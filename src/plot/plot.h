@@ -2,8 +2,8 @@
  *
  * The picture has no colours of its own for text and axes beyond a class with a light and a dark form, so
  * that it reads on both; it loads nothing from outside. */
-#ifndef TN_THEORY_PLOT_H
-#define TN_THEORY_PLOT_H
+#ifndef TN_PLOT_PLOT_H
+#define TN_PLOT_PLOT_H
 
 #include <stdbool.h>
 
@@ -32,6 +32,18 @@ tn_status tn_plot_panel(tn_plot *plot, const char *title, const char *x_label, c
  * legend. Everything is copied. */
 tn_status tn_plot_series(tn_plot *plot, int panel, const char *label, int colour, tn_mark mark, int count,
                          const double *x, const double *y, const double *low, const double *high);
+
+/* Marks the panel's last series for a page around the picture: it is drawn inside <g class="CLASS"> with
+ * `tip` as its tooltip. Both are copied. */
+tn_status tn_plot_mark_series(tn_plot *plot, int panel, const char *css_class, const char *tip);
+
+/* The colour of a palette entry (0, 1, ...; they repeat after TN_PLOT_COLOURS), as #rrggbb. */
+enum { TN_PLOT_COLOURS = 8 };
+const char *tn_plot_colour(int colour);
+
+/* Puts points together in windows of equal size, so that at most `most` are left: x and y become means, low
+ * the least and high the greatest of a window (both or neither may be NULL). Returns how many are left. */
+int tn_plot_thin(double *x, double *y, double *low, double *high, int count, int most);
 
 /* Appends the whole SVG document, without an XML prolog: fit for a file of its own and for HTML. */
 tn_status tn_plot_print(const tn_plot *plot, const char *title, tn_string *out);

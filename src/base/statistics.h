@@ -1,9 +1,9 @@
-/* Means, straight-line fits and their 95 % confidence intervals.
+/* Means, differences, straight-line fits and their 95 % confidence intervals; verdicts on claims.
  *
  * Intervals assume independent, normally distributed errors (Student's t). Values that are not finite are
  * left out. */
-#ifndef TN_THEORY_STATISTICS_H
-#define TN_THEORY_STATISTICS_H
+#ifndef TN_BASE_STATISTICS_H
+#define TN_BASE_STATISTICS_H
 
 #include <stdbool.h>
 
@@ -15,6 +15,19 @@ typedef struct tn_summary {
 } tn_summary;
 
 tn_summary tn_summarise(const double *values, int count);
+
+/* `a` less `b`: the difference of their means and half the width of its 95 % interval (Welch; degrees of
+ * freedom rounded down). Infinite when one of them has fewer than two values, or when none of the values
+ * differ, which says nothing of the noise. NaN and infinite when one has none. */
+typedef struct tn_difference {
+    double mean, half_width;
+} tn_difference;
+
+tn_difference tn_subtract(const tn_summary *a, const tn_summary *b);
+
+/* What a measurement says of a claim. */
+typedef enum tn_verdict { TN_HOLDS, TN_DOES_NOT_HOLD, TN_INCONCLUSIVE } tn_verdict;
+const char *tn_verdict_name(tn_verdict verdict); /* "holds", "does not hold", "inconclusive" */
 
 /* y = intercept + slope * x by least squares. */
 typedef struct tn_fit {

@@ -1,0 +1,146 @@
+/* The inside of the CUDA backend; shared by the files cuda_*.c. */
+#ifndef TN_BACKEND_CUDA_DEVICE_H
+#define TN_BACKEND_CUDA_DEVICE_H
+
+#include <cublas_v2.h>
+#include <cuda_runtime_api.h>
+
+#include "backend/cuda.h"
+#include "kernels/kernels.h"
+
+/* A piece of pinned memory through which uploads go, so that the host need not wait for them. */
+typedef struct tn_cuda_slot {
+    void *memory;
+    cudaEvent_t copied; /* recorded behind the last copy from it */
+} tn_cuda_slot;
+
+#define TN_CUDA_SLOTS 2
+
+typedef struct tn_cuda_graph {
+    bool seen; /* its work was issued once without being recorded */
+    cudaGraphExec_t exec;
+} tn_cuda_graph;
+
+/* Tables of kernels.h for whole models, in device memory. */
+typedef struct tn_cuda_tables {
+    tn_node_terms *terms;
+    tn_pack_item *pack;
+    tn_piece *pack_pieces;
+    int pack_piece_count;
+    tn_weight_gradient *gradients;
+    int gradient_count;
+    tn_piece *gradient_pieces;
+    int gradient_piece_count;
+    double *dots; /* scratch, [gradient_piece_count] */
+    tn_scalar *scalars;
+    int scalar_count;
+    tn_share *shares;
+    int *parameter_flags;
+} tn_cuda_tables;
+
+typedef struct tn_cuda {
+    tn_backend head;
+    int device;
+    tn_precision precision;
+    cudaStream_t stream;
+    cublasHandle_t blas;
+    void *blas_workspace, *sum_workspace; /* sum_workspace ends with one double for the sum */
+    tn_cuda_slot slots[TN_CUDA_SLOTS];
+    int next_slot;
+    tn_cuda_graph graphs[TN_RECORD_SLOTS];
+    bool recording;
+    size_t columns_bytes; /* im2col works in slices of rows of at most this size */
+    float *scalars;       /* [node_count][4], see tn_launch_node_scalars */
+    tn_cuda_tables tables;
+} tn_cuda;
+
+static inline tn_cuda *tn_cuda_of(tn_backend *backend) {
+    return (tn_cuda *)(void *)backend;
+}
+
+/* "CALL failed at FILE:LINE: text", TN_ERR_DEVICE. */
+tn_status tn_cuda_fail(const char *call, const char *file, int line, cudaError_t error);
+tn_status tn_cublas_fail(const char *call, const char *file, int line, cublasStatus_t status);
+
+#define TN_CUDA(call)                                                                                        \
+    do {                                                                                                     \
+        cudaError_t tn_error_ = (call);                                                                      \
+        if (tn_error_ != cudaSuccess) return tn_cuda_fail(#call, __FILE__, __LINE__, tn_error_);             \
+    } while (0)
+#define TN_CUBLAS(call)                                                                                      \
+    do {                                                                                                     \
+        cublasStatus_t tn_error_ = (call);                                                                   \
+        if (tn_error_ != CUBLAS_STATUS_SUCCESS) return tn_cublas_fail(#call, __FILE__, __LINE__, tn_error_); \
+    } while (0)
+
+/* How a tensor's activation is stored. With bf16, the residual stream of very deep networks stays float32: at
+ * tau = 1/600 over 600 blocks its rounding would be half as large as what the blocks add. Images and logits
+ * are float32 always. */
+tn_storage tn_cuda_store(const tn_cuda *cuda, const tn_model *model, int tensor);
+static inline size_t tn_cuda_store_bytes(tn_storage store) {
+    return store == TN_STORE_BF16 ? 2 : 4;
+}
+size_t tn_cuda_element_bytes(const tn_backend *backend, const tn_model *model, int tensor);
+
+/* Zeroed device memory; *out is NULL for 0 bytes. Free with tn_cuda_release. */
+tn_status tn_cuda_alloc(tn_backend *backend, void *out, size_t bytes, const char *what);
+void tn_cuda_release(tn_backend *backend, void *memory);
+tn_status tn_cuda_upload(tn_backend *backend, void *to, const void *from, size_t bytes);
+
+/* The scalars s, c, d of a node, or NULL where the node has none and the kernels' default holds. */
+const float *tn_cuda_s(const tn_cuda *cuda, const tn_plan *plan);
+const float *tn_cuda_c(const tn_cuda *cuda, const tn_plan *plan);
+const float *tn_cuda_d(const tn_cuda *cuda, const tn_plan *plan);
+
+/* The gradients that arrive at a node. */
+tn_parts tn_cuda_parts(const tn_args *args);
+/* Puts `count` floats of this chunk's own gradients where they belong: `made` is where the chunk wrote them,
+ * which for chunk 0 is `to` itself. */
+tn_status tn_cuda_accumulate(tn_cuda *cuda, const tn_args *args, float *to, const float *made, size_t count);
+
+/* cuda_tables.c: what is done for a whole model at once. */
+tn_status tn_cuda_prepare(tn_backend *backend, const tn_model *model, tn_plan *const *plans,
+                          const tn_flat *flat, int *gradient_flags, int *parameter_flags);
+tn_status tn_cuda_pack_all(tn_backend *backend, const tn_model *model, const tn_flat *flat);
+tn_status tn_cuda_finish_all(tn_backend *backend);
+tn_status tn_cuda_scalar_gradients(tn_backend *backend, const tn_model *model, const tn_flat *flat,
+                                   int *nonfinite);
+void tn_cuda_free_tables(tn_cuda *cuda);
+
+/* What a plan packs: at most two layouts of its weight (cuda_conv.c), or copies of its vectors (cuda_norm.c),
+ * which are only looked at. `from` counts floats in the flat values; s is set where the weight is scaled. */
+#define TN_CUDA_PACKS 3
+typedef struct tn_cuda_pack {
+    tn_pack_item item; /* without from, s, nonfinite */
+    int param;
+    bool scaled;
+} tn_cuda_pack;
+
+/* The head of all plans of this backend. */
+typedef struct tn_cuda_plan {
+    tn_plan head;
+    tn_cuda *cuda;
+    int rows; /* of a chunk */
+    bool training;
+    tn_storage x_store, y_store;
+    tn_shape in, out;
+    tn_cuda_pack packs[TN_CUDA_PACKS];
+    int pack_count;
+} tn_cuda_plan;
+
+/* Fills the head of a plan of `size` bytes and allocates it on the host. */
+tn_status tn_cuda_plan_make(tn_backend *backend, const tn_model *model, int node, int chunk_rows,
+                            bool training, size_t size, void *out);
+/* Adds a packed copy of a parameter; *memory is allocated. */
+tn_status tn_cuda_plan_pack(tn_cuda_plan *plan, tn_pack_item item, int param, bool scaled, void *memory);
+static inline size_t tn_cuda_floats(tn_shape s) {
+    return (size_t)s.channels * (size_t)s.height * (size_t)s.width;
+}
+static inline size_t tn_cuda_pixels(const tn_cuda_plan *plan, int rows) {
+    return (size_t)rows * (size_t)plan->out.height * (size_t)plan->out.width;
+}
+
+extern const tn_node_ops tn_cuda_conv, tn_cuda_norm, tn_cuda_subsample, tn_cuda_append, tn_cuda_maxpool,
+    tn_cuda_avgpool, tn_cuda_loss;
+
+#endif

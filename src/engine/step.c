@@ -1,0 +1,200 @@
+/* Training: gradients through the tree, statistics between segments, the update. */
+#include <string.h>
+
+#include "base/clock.h"
+#include "engine/state.h"
+
+/* ---- gradients ---- */
+
+static tn_status collect_step(void *context, int index, int worker) {
+    const tn_batch_run *run = context;
+    tn_engine *e = run->engine;
+    const tn_program *program = tn_executor_program(e->executor, true);
+    const tn_step *step = &program->steps[program->segments[run->segment].first + index];
+    const tn_node_ops *ops = tn_engine_node_ops(e, step->node);
+    const tn_plan *plan = tn_executor_plan(e->executor, step->node);
+    if (step->kind != TN_STEP_BACKWARD || plan->grad_floats == 0) return TN_OK;
+    double start = tn_now();
+    const float *sum = tn_gradient_tree_sum(e->tree) + step->grad_offset;
+    TN_TRY(ops->collect(tn_executor_plan(e->executor, step->node), worker, sum, &e->flat));
+    tn_engine_trace_work(e, worker, e->model->nodes[step->node].name, "collect", start);
+    return TN_OK;
+}
+
+static tn_status run_segment(tn_batch_run *run) {
+    tn_engine *e = run->engine;
+    const tn_segment *segment = &tn_executor_program(e->executor, true)->segments[run->segment];
+    int chunks = tn_engine_chunks_of(e, run->batch);
+    if (segment->grad_floats) tn_gradient_tree_begin(e->tree, chunks, segment->grad_floats);
+    TN_TRY(tn_pool_run(e->pool, chunks, tn_engine_run_chunk, run));
+    if (segment->grad_floats) TN_TRY(tn_pool_run(e->pool, segment->count, collect_step, run));
+    double start = tn_now();
+    TN_TRY(tn_executor_merge(e->executor, run->segment, chunks, run->batch->rows, &e->flat,
+                             tn_engine_flags(e, TN_FLAG_STATISTICS, 0)));
+    if (segment->merge != TN_MERGE_NONE)
+        tn_engine_trace_work(e, e->config.threads, e->model->nodes[segment->merge_node].name, "merge", start);
+    return TN_OK;
+}
+
+static tn_status finish_node(void *context, int node, int worker) {
+    tn_engine *e = context;
+    const tn_node_ops *ops = tn_engine_node_ops(e, node);
+    if (!ops->finish) return TN_OK;
+    return ops->finish(tn_executor_plan(e->executor, node), &e->flat,
+                       tn_engine_flags(e, TN_FLAG_GRADIENT, worker) + node);
+}
+
+static tn_status issue_gradients(tn_engine *e, const tn_batch *batch) {
+    const tn_program *program = tn_executor_program(e->executor, true);
+    const tn_backend_ops *ops = e->backend->ops;
+    int *flags = tn_engine_flags(e, TN_FLAG_GRADIENT, 0);
+    tn_batch_run run = {.engine = e, .batch = batch, .training = true};
+    for (; run.segment < program->segment_count; run.segment++) TN_TRY(run_segment(&run));
+    if (ops->finish_all)
+        TN_TRY(ops->finish_all(e->backend));
+    else
+        TN_TRY(tn_pool_run(e->pool, e->model->node_count, finish_node, e));
+    TN_TRY(ops->scalar_gradients(e->backend, e->model, &e->flat, flags + e->model->node_count));
+    return ops->any(e->backend, e->report.flags,
+                    (int)(tn_engine_flags(e, TN_FLAG_PARAMETER, 0) - e->report.flags), e->report.stop);
+}
+
+static tn_status check_gradients(const tn_engine *e) {
+    const char *where = "a value that is not finite first appeared in the";
+    int nodes = e->model->node_count;
+    if (!*e->seen.stop) return TN_OK;
+    if (tn_engine_flagged(e, TN_FLAG_OUTPUT, nodes))
+        return tn_fail(TN_ERR_DIVERGED, "a value that is not finite in the input images");
+    for (int i = 0; i < nodes; i++) {
+        const char *name = e->model->nodes[i].name;
+        if (tn_engine_flagged(e, TN_FLAG_STATISTICS, i))
+            return tn_fail(TN_ERR_DIVERGED, "%s input of layer %s", where, name);
+        if (tn_engine_flagged(e, TN_FLAG_OUTPUT, i))
+            return tn_fail(TN_ERR_DIVERGED, "%s output of layer %s", where, name);
+    }
+    for (int i = nodes - 1; i >= 0; i--)
+        if (tn_engine_flagged(e, TN_FLAG_GRADIENT, i))
+            return tn_fail(TN_ERR_DIVERGED, "%s gradient of layer %s", where, e->model->nodes[i].name);
+    return tn_fail(TN_ERR_DIVERGED, "%s gradient of a scalar parameter", where);
+}
+
+/* ---- the update ---- */
+
+typedef struct update_run {
+    tn_engine *engine;
+    const tn_sgd *sgd;
+    int pieces; /* of each group */
+} update_run;
+
+/* One piece of one optimizer group and, where averages are kept, of their average; the last piece is the
+ * statistics'. */
+static tn_status update_piece(void *context, int index, int worker) {
+    const update_run *run = context;
+    tn_engine *e = run->engine;
+    const tn_model *m = e->model;
+    int group = index / run->pieces;
+    size_t first = group ? m->weight_floats : 0, last = group ? m->trained_floats : m->weight_floats;
+    size_t piece = (size_t)(index % run->pieces),
+           width = (last - first + (size_t)run->pieces - 1) / (size_t)run->pieces;
+    size_t from = first + piece * width, to = from + width < last ? from + width : last;
+    if (index == 2 * run->pieces) return tn_engine_average(e, m->param_floats, m->state_floats);
+    if (from >= to) return TN_OK;
+    double start = tn_now();
+    TN_TRY(e->backend->ops->sgd(e->backend, e->flat.values + from, e->flat.grads + from,
+                                e->flat.momentum + from, to - from, e->inputs.rates + group,
+                                (float)run->sgd->momentum, (float)run->sgd->weight_decay, e->report.stop));
+    TN_TRY(tn_engine_average(e, from, to - from));
+    tn_engine_trace_work(e, worker, "sgd", "update", start);
+    return TN_OK;
+}
+
+static tn_status set_rates(tn_engine *e, const tn_sgd *sgd) {
+    float rates[] = {(float)sgd->lr, (float)(sgd->lr * sgd->scalar_lr)};
+    return e->backend->ops->upload(e->backend, e->inputs.rates, rates, sizeof rates);
+}
+
+static tn_status issue_update(tn_engine *e, const tn_sgd *sgd) {
+    update_run run = {.engine = e, .sgd = sgd, .pieces = e->config.threads};
+    TN_TRY(tn_pool_run(e->pool, 2 * run.pieces + 1, update_piece, &run));
+    return tn_engine_issue_pack(e);
+}
+
+tn_status tn_engine_update(tn_engine *e, const tn_sgd *sgd) {
+    if (!e->config.training) return tn_fail(TN_ERR_USAGE, "this engine was not made for training");
+    TN_TRY(tn_engine_begin_average(e));
+    TN_TRY(set_rates(e, sgd));
+    TN_TRY(issue_update(e, sgd));
+    TN_TRY(tn_engine_read_report(e));
+    e->packed = true;
+    return e->bad_node >= 0 ? tn_engine_fail_weights(e) : TN_OK;
+}
+
+/* ---- a whole step ---- */
+
+static bool has_norms(const tn_model *m) {
+    for (int i = 0; i < m->node_count; i++)
+        if (m->nodes[i].kind == TN_NODE_NORM) return true;
+    return false;
+}
+
+static bool same_recording(const tn_recording *a, const tn_recording *b) {
+    return a->rows == b->rows && a->chunks == b->chunks && a->labels == b->labels && a->update == b->update &&
+           a->momentum == b->momentum && a->decay == b->decay;
+}
+
+/* The slot for this kind of step. Without norms a step does not depend on how many rows of its chunks count.
+ */
+static int slot_of(tn_engine *e, const tn_batch *b, const tn_sgd *sgd, bool *fresh) {
+    tn_recording wanted = {.rows = has_norms(e->model) ? b->rows : 0,
+                           .chunks = tn_engine_chunks_of(e, b),
+                           .labels = b->labels != NULL,
+                           .update = sgd != NULL,
+                           .momentum = sgd ? (float)sgd->momentum : 0,
+                           .decay = sgd ? (float)sgd->weight_decay : 0};
+    *fresh = false;
+    for (int i = 0; i < TN_RECORD_SLOTS && i < e->recording_count; i++)
+        if (same_recording(&e->recordings[i], &wanted)) return i;
+    int slot = e->recording_count++ % TN_RECORD_SLOTS;
+    e->recordings[slot] = wanted;
+    *fresh = true;
+    return slot;
+}
+
+static tn_status issue(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd) {
+    TN_TRY(issue_gradients(e, batch));
+    return sgd ? issue_update(e, sgd) : TN_OK;
+}
+
+static tn_status issue_or_replay(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd) {
+    const tn_backend_ops *ops = e->backend->ops;
+    bool fresh, replay = false;
+    /* A probe's sums go to the host while the batch runs. */
+    if (!ops->record || e->probe) return issue(e, batch, sgd);
+    int slot = slot_of(e, batch, sgd, &fresh);
+    TN_TRY(ops->record(e->backend, slot, fresh, &replay));
+    tn_status status = replay ? TN_OK : issue(e, batch, sgd);
+    tn_status submitted = ops->submit(e->backend, slot, status == TN_OK);
+    return status != TN_OK ? status : submitted;
+}
+
+static tn_status step(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd, tn_result *result) {
+    if (!e->config.training) return tn_fail(TN_ERR_USAGE, "this engine was not made for training");
+    TN_TRY(tn_engine_begin_average(e));
+    if (sgd) TN_TRY(set_rates(e, sgd));
+    TN_TRY(tn_engine_begin(e, batch));
+    e->eval_loaded = false;
+    TN_TRY(issue_or_replay(e, batch, sgd));
+    TN_TRY(tn_engine_read_report(e));
+    TN_TRY(check_gradients(e));
+    for (int i = 0; i < e->model->state_count; i++) e->norm_batches[i]++;
+    tn_engine_add_results(e, batch, result);
+    return sgd && e->bad_node >= 0 ? tn_engine_fail_weights(e) : TN_OK;
+}
+
+tn_status tn_engine_gradients(tn_engine *e, const tn_batch *batch, tn_result *result) {
+    return step(e, batch, NULL, result);
+}
+
+tn_status tn_engine_step(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd, tn_result *result) {
+    return step(e, batch, sgd, result);
+}

@@ -1,0 +1,249 @@
+/* The engine on the CUDA backend: every op case and whole networks of every variant against the float64
+ * reference, training steps against the CPU backend, in all precisions. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <xxhash.h>
+
+#include "tests/support/engine_check.h"
+
+/* The instrumented build is many times slower: it takes part of the cases. */
+static bool small(void) {
+    return getenv("SIMT_SMALL") != NULL;
+}
+
+static const engine_target fp32 = {.device = "cuda"};
+static const engine_target tf32 = {
+    .device = "cuda", .precision = TN_PRECISION_TF32, .value_tolerance = 1e-2, .gradient_tolerance = 5e-2};
+static const engine_target bf16 = {
+    .device = "cuda", .precision = TN_PRECISION_BF16, .value_tolerance = 5e-2, .gradient_tolerance = 0.2};
+
+static const char *const variants[] = {"bn", "bn-tau", "tau", "fixup", "alpha", "skipinit", "plain"};
+
+static void test_op_cases(void **unused) {
+    (void)unused;
+    engine_target target = fp32;
+    engine_check_op_cases(&target, !small());
+}
+
+static void test_op_cases_bf16(void **unused) {
+    (void)unused;
+    if (small()) skip();
+    engine_check_op_cases(&bf16, false);
+}
+
+static tn_model *network_of_width(const char *name, const char *variant, int size, int width) {
+    tn_model *model;
+    tn_model_config config = {.model = name,
+                              .variant = variant,
+                              .channels = 3,
+                              .height = size,
+                              .width = size,
+                              .classes = 7,
+                              .base_width = width};
+    if (tn_model_build(&config, &model) != TN_OK) fail_msg("%s", tn_error());
+    return model;
+}
+
+static tn_model *network(const char *name, const char *variant, int size) {
+    return network_of_width(name, variant, size, 16);
+}
+
+/* Each activation in memory of its own, so that the machine sees every access beyond one. */
+static void test_networks(void **unused) {
+    (void)unused;
+    engine_target targets[] = {fp32, tf32, bf16};
+    for (int v = small() ? 1 : 0; v < (small() ? 4 : 7); v++) {
+        tn_model *model = network("resnet8", variants[v], 12);
+        op_data data = op_data_draw(model, 5, 1, true, false);
+        for (int k = 0; k < 3; k++) {
+            targets[k].separate_buffers = v % 3 == k;
+            if (small() && !targets[k].separate_buffers) continue;
+            engine_check_reference(&targets[k], variants[v], model, 5, engine_has_norms(model) ? 0 : 4, &data,
+                                   1e-4);
+        }
+        op_data_free(&data);
+        tn_model_free(model);
+    }
+}
+
+/* ---- training ---- */
+
+#define STEPS 5
+
+/* Losses of some steps, of which the third has fewer rows: the first two steps of each kind are issued, the
+ * second recorded, the others replayed. Prints a checksum of what training made. */
+static void train(const engine_target *target, const tn_model *model, int rows, double lr,
+                  const op_data *data, double *losses) {
+    tn_engine *engine = engine_make(target, model, rows, 0, data);
+    tn_batch batch = engine_batch(model, rows, data);
+    tn_sgd sgd = {.momentum = 0.9, .weight_decay = 1e-4, .scalar_lr = 0.1};
+    tn_result result;
+    for (int step = 0; step < STEPS; step++) {
+        batch.rows = step == 2 ? rows - 3 : rows;
+        sgd.lr = lr / (1 + step);
+        if (tn_engine_step(engine, &batch, &sgd, &result) != TN_OK) fail_msg("%s", tn_error());
+        losses[step] = result.loss / result.rows;
+    }
+    float *values = engine_values(engine), *state = engine_state(engine);
+    unsigned long long sum = XXH64(values, model->param_floats * sizeof(float), 0);
+    sum = XXH64(state, model->state_floats * sizeof(float), sum);
+    if (strcmp(target->device, "cpu"))
+        printf("checksum of %s %s, precision %d: %016llx\n", model->model_name, model->variant,
+               (int)target->precision, sum);
+    free(values);
+    free(state);
+    tn_engine_free(engine);
+}
+
+static void check_losses(const char *name, const double *losses, const double *wanted, double tolerance) {
+    for (int i = 0; i < STEPS; i++)
+        if (!(fabs(losses[i] - wanted[i]) <= tolerance * wanted[i]))
+            fail_msg("%s: the loss of step %d is %.7g, on the CPU %.7g", name, i + 1, losses[i], wanted[i]);
+}
+
+static void check_training(tn_model *model, int rows, double lr) {
+    const engine_target cpu = {.device = "cpu", .threads = 2};
+    op_data data = op_data_draw(model, rows, 1, false, true);
+    double wanted[STEPS], losses[STEPS];
+    train(&cpu, model, rows, lr, &data, wanted);
+    train(&fp32, model, rows, lr, &data, losses);
+    check_losses(model->variant, losses, wanted, 1e-4);
+    train(&bf16, model, rows, lr, &data, losses);
+    check_losses(model->variant, losses, wanted, 2e-2);
+    op_data_free(&data);
+    tn_model_free(model);
+}
+
+static void test_training_equals_the_cpu(void **unused) {
+    (void)unused;
+    for (int v = small() ? 1 : 0; v < (small() ? 3 : 7); v++)
+        check_training(network("resnet8", variants[v], small() ? 8 : 32), 8, 0.05);
+}
+
+/* 7x7 stem, max pool, 1x1 and strided convolutions. With batch norm over the eight values that a channel of
+ * the last stage has at 32 pixels, chunk sizes alone move the CPU's own losses by a tenth after two steps:
+ * there one gradient is compared, at 47 pixels. */
+static void test_bottleneck_networks(void **unused) {
+    (void)unused;
+    for (int v = small() ? 2 : 0; v < 3; v++) {
+        tn_model *model = network_of_width("resnet50", variants[v], 47, 8);
+        op_data data = op_data_draw(model, 5, 1, true, false);
+        engine_check_reference(&fp32, variants[v], model, 5, 0, &data, 1e-3);
+        op_data_free(&data);
+        tn_model_free(model);
+    }
+    for (int v = 2; v < (small() ? 3 : 6); v++)
+        check_training(network_of_width("resnet50", variants[v], 32, 8), 8, 0.002);
+}
+
+/* The gradient of a batch in two halves, one after the other, is that of the whole batch. */
+static void test_chunks_add_up(void **unused) {
+    (void)unused;
+    tn_model *model = network("resnet8", "tau", 12);
+    op_data data = op_data_draw(model, 6, 1, true, false);
+    float *grads[2];
+    for (int k = 0; k < 2; k++) {
+        tn_engine *engine = engine_make(&fp32, model, 6, k ? 3 : 6, &data);
+        tn_batch batch = engine_batch(model, 6, &data);
+        tn_result result;
+        if (tn_engine_gradients(engine, &batch, &result) != TN_OK) fail_msg("%s", tn_error());
+        grads[k] = engine_grads(engine);
+        tn_engine_free(engine);
+    }
+    double *whole = op_widen(grads[0], model->param_floats);
+    for (int p = 0; p < model->param_count; p++)
+        assert_true(op_gradient_error(model, p, whole, grads[1]) < 1e-5);
+    free(whole);
+    free(grads[0]);
+    free(grads[1]);
+    op_data_free(&data);
+    tn_model_free(model);
+}
+
+/* The average of weights over three steps, the last two of one kind so that one is replayed, equals the
+ * CPU's. */
+static void test_average(void **unused) {
+    (void)unused;
+    tn_model *model = network("resnet8", "bn-tau", 8);
+    op_data data = op_data_draw(model, 4, 1, false, true);
+    float *averages[2];
+    for (int k = 0; k < 2; k++) {
+        tn_engine *engine;
+        tn_engine_config config = {
+            .device = k ? "cuda" : "cpu", .max_batch = 4, .training = true, .average = 0.75};
+        if (tn_engine_create(model, &config, &engine) != TN_OK) fail_msg("%s", tn_error());
+        assert_int_equal(tn_engine_initialise(engine, 1), TN_OK);
+        tn_batch batch = engine_batch(model, 4, &data);
+        tn_sgd sgd = {.lr = 0.05, .momentum = 0.9, .scalar_lr = 0.1};
+        tn_result result;
+        for (int step = 0; step < 3; step++)
+            if (tn_engine_step(engine, &batch, &sgd, &result) != TN_OK) fail_msg("%s", tn_error());
+        assert_int_equal(tn_engine_use_average(engine, true), TN_OK);
+        averages[k] = engine_values(engine);
+        tn_engine_free(engine);
+    }
+    for (size_t i = 0; i < model->trained_floats; i++)
+        if (!(fabsf(averages[0][i] - averages[1][i]) <= 1e-4f * (1 + fabsf(averages[0][i]))))
+            fail_msg("averaged weight %zu is %.7g, on the CPU %.7g", i, (double)averages[1][i],
+                     (double)averages[0][i]);
+    free(averages[0]);
+    free(averages[1]);
+    op_data_free(&data);
+    tn_model_free(model);
+}
+
+/* 600 blocks at tau = 1/sqrt(600): the stream keeps float32, what the blocks add is bf16. */
+static void test_very_deep_network(void **unused) {
+    (void)unused;
+    if (small()) skip();
+    tn_model *model = network("resnet1202", "tau", 8);
+    op_data data = op_data_draw(model, 1, 1, false, true);
+    const engine_target cpu = {.device = "cpu", .threads = 1};
+    const engine_target *targets[] = {&cpu, &bf16};
+    double losses[2];
+    float *grads[2];
+    for (int k = 0; k < 2; k++) {
+        tn_engine *engine = engine_make(targets[k], model, 1, 0, &data);
+        tn_batch batch = engine_batch(model, 1, &data);
+        tn_result result;
+        if (tn_engine_gradients(engine, &batch, &result) != TN_OK) fail_msg("%s", tn_error());
+        losses[k] = result.loss;
+        grads[k] = engine_grads(engine);
+        tn_engine_free(engine);
+    }
+    if (!(fabs(losses[1] - losses[0]) <= 2e-2 * losses[0]))
+        fail_msg("the loss in bf16 is %.7g, on the CPU %.7g", losses[1], losses[0]);
+    double dot = 0, a = 0, b = 0;
+    for (size_t i = 0; i < model->trained_floats; i++) {
+        dot += (double)grads[0][i] * (double)grads[1][i];
+        a += (double)grads[0][i] * (double)grads[0][i];
+        b += (double)grads[1][i] * (double)grads[1][i];
+    }
+    if (!(dot / sqrt(a * b) > 0.99)) fail_msg("the gradients' cosine is %.4f", dot / sqrt(a * b));
+    free(grads[0]);
+    free(grads[1]);
+    op_data_free(&data);
+    tn_model_free(model);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_op_cases),
+        cmocka_unit_test(test_op_cases_bf16),
+        cmocka_unit_test(test_networks),
+        cmocka_unit_test(test_training_equals_the_cpu),
+        cmocka_unit_test(test_bottleneck_networks),
+        cmocka_unit_test(test_chunks_add_up),
+        cmocka_unit_test(test_average),
+        cmocka_unit_test(test_very_deep_network),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
