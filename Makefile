@@ -34,8 +34,8 @@ KERNEL_SRC := $(sort $(wildcard kernels/*.cu))
 NVCC ?= $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc))
 ifeq ($(CUDA),yes)
 ifneq ($(NVCC),)
-HAVE_CUDA := yes
 TOOLKIT := $(realpath $(dir $(realpath $(NVCC)))..)
+HAVE_CUDA := $(if $(wildcard $(TOOLKIT)/include/cublas_v2.h),yes)
 CUDA_ARCH ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
 CUDA_LIBS := -L$(TOOLKIT)/lib64 -Wl,-rpath,$(TOOLKIT)/lib64 -lcublas -lcudart -lstdc++
 endif
@@ -179,7 +179,7 @@ $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libtaunet.a
 
 # Once, when something is built.
 say-cuda:
-	@test -e $(BUILD)/taunet || echo '$(if $(HAVE_CUDA),CUDA backend: with $(NVCC),CUDA backend: left out$(if $(filter yes,$(CUDA)),$(COMMA) no nvcc under CUDA_HOME or on PATH))'
+	@test -e $(BUILD)/taunet || echo '$(if $(HAVE_CUDA),CUDA backend: with $(NVCC),CUDA backend: left out$(if $(filter yes,$(CUDA)),$(COMMA) no nvcc with cuBLAS under CUDA_HOME or on PATH))'
 
 .PRECIOUS: $(BUILD)/%.o
 .PHONY: all say-cuda link-flags demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests always
