@@ -9,7 +9,7 @@ gpu-tests: ## build what gpu-test and gpu-bench run, with nvcc
 
 gpu-test: ## run kernels and backend on a CUDA device against their references
 	@$(GPU_READY) $(MAKE) --no-print-directory gpu-tests
-	@for t in $(GPU_TESTS); do echo "== $$t"; $(BUILD)/simt/nvcc/$$t || failed="$$failed $$t"; done; \
+	@failed=; for t in $(GPU_TESTS); do echo "== $$t"; $(BUILD)/simt/nvcc/$$t || failed="$$failed $$t"; done; \
 	  test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 gpu-bench: ## throughput on a CUDA device beside PyTorch, as shares of the device's peaks; options in GPU_BENCH
