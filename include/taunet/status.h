@@ -23,7 +23,8 @@ typedef enum tn_status {
 } tn_status;
 
 /* Message of the last failure on the calling thread: one line that says what, where and what to do. Never
- * NULL; empty before the first failure, and in a distributed run where another process tells it. Valid until the next failure on this thread; do not free. */
+ * NULL; empty before the first failure, and in a distributed run where another process tells it. Valid until
+ * the next failure on this thread; do not free. */
 const char *tn_error(void);
 
 /* Version of the library, such as "0.1.0". */
