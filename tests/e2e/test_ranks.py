@@ -101,6 +101,16 @@ class Ranks(Case):
                     self.assertEqual(self.text(self.straight / name), self.text(self.folder / name))
                 self.assertEqual(harness.log(self.folder)[0]["ranks"], ranks)
 
+    def test_stored_images(self):
+        """Partners of mixup may be the images of another process."""
+        data = harness.make_folder(self.base / "images")
+        more = ["--data", data, "--image-size", 16, "--resize", 18, "--mixup", 0.5, "--epochs", 1]
+        self.succeed(*self.command(*more, folder=self.straight))
+        self.run_ranks(3, *self.command(*more))
+        self.assert_same(self.straight, self.folder)
+        error = self.run_ranks(2, *self.command(*more, "--on-bad-sample", "skip", "--overwrite"), status=2)[1]
+        self.assertRegex(error, r"\Ataunet: --on-bad-sample skip works in a single process[^\n]*\n\Z")
+
     def test_batch_norm(self):
         """--sync-bn is one process again, bit for bit; without it the statistics are those of each share."""
         short = ["--variant", "bn-tau", "--epochs", 1, "--limit-batches", 2]
