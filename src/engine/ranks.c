@@ -9,12 +9,12 @@
 #include "comm/comm.h"
 #include "engine/state.h"
 
-tn_share tn_engine_share(const tn_engine *e, const tn_batch *b) {
+tn_batch_share tn_engine_share(const tn_engine *e, const tn_batch *b) {
     int rows = e->config.micro_batch, whole = b->whole_rows ? b->whole_rows : b->rows;
-    return (tn_share){.first = (b->first_row + rows - 1) / rows,
-                      .count = (b->rows + rows - 1) / rows,
-                      .chunks = (whole + rows - 1) / rows,
-                      .rows = whole};
+    return (tn_batch_share){.first = (b->first_row + rows - 1) / rows,
+                            .count = (b->rows + rows - 1) / rows,
+                            .chunks = (whole + rows - 1) / rows,
+                            .rows = whole};
 }
 
 static int rank_of(const tn_engine *e) {
@@ -22,7 +22,7 @@ static int rank_of(const tn_engine *e) {
 }
 
 tn_status tn_ranks_check_share(const tn_engine *e, const tn_batch *b) {
-    tn_share share = tn_engine_share(e, b);
+    tn_batch_share share = tn_engine_share(e, b);
     if (!e->ranks) {
         if (b->first_row == 0 && share.rows == b->rows) return TN_OK;
         return tn_fail(TN_ERR_USAGE, "a share of a batch for an engine that works alone");
@@ -138,7 +138,7 @@ tn_status tn_ranks_share_flags(tn_engine *e) {
 
 /* Losses and ranks of all rows, in their order, so that sums over rows do not depend on the shares. */
 tn_status tn_ranks_gather_rows(tn_engine *e, const tn_batch *batch, const tn_row **out) {
-    tn_share share = tn_engine_share(e, batch);
+    tn_batch_share share = tn_engine_share(e, batch);
     tn_row *rows = e->rows;
     *out = rows;
     for (int i = 0; i < batch->rows; i++)

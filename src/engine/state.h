@@ -51,10 +51,10 @@ typedef struct tn_row {
 } tn_row;
 
 /* Which chunks of a batch are this process's. */
-typedef struct tn_share {
+typedef struct tn_batch_share {
     int first, count; /* chunks */
     int chunks, rows; /* of the whole batch */
-} tn_share;
+} tn_batch_share;
 
 struct tn_engine {
     const tn_model *model;
@@ -97,7 +97,7 @@ typedef struct tn_batch_run {
     float *logits; /* of the host, or NULL */
 } tn_batch_run;
 
-tn_share tn_engine_share(const tn_engine *engine, const tn_batch *batch);
+tn_batch_share tn_engine_share(const tn_engine *engine, const tn_batch *batch);
 
 /* ranks.c. Without other processes these do nothing (or, gather_rows, what there is to do alone). */
 tn_status tn_ranks_check_share(const tn_engine *engine, const tn_batch *batch);

@@ -22,7 +22,7 @@ static tn_status collect_step(void *context, int index, int worker) {
 }
 
 /* Of the share's statistics or, where they are exchanged, of those of the whole batch. */
-static tn_status merge(const tn_batch_run *run, const tn_segment *segment, const tn_share *share) {
+static tn_status merge(const tn_batch_run *run, const tn_segment *segment, const tn_batch_share *share) {
     tn_engine *e = run->engine;
     bool whole = e->ranks && e->config.sync_bn;
     int chunks = whole ? share->chunks : share->count, rows = whole ? share->rows : run->batch->rows;
@@ -38,7 +38,7 @@ static tn_status merge(const tn_batch_run *run, const tn_segment *segment, const
 static tn_status run_segment(tn_batch_run *run) {
     tn_engine *e = run->engine;
     const tn_segment *segment = &tn_executor_program(e->executor, true)->segments[run->segment];
-    tn_share share = tn_engine_share(e, run->batch);
+    tn_batch_share share = tn_engine_share(e, run->batch);
     if (segment->grad_floats)
         tn_gradient_tree_begin(e->tree, share.chunks, share.first, share.count, segment->grad_floats);
     TN_TRY(tn_pool_run(e->pool, share.count, tn_engine_run_chunk, run));
