@@ -246,8 +246,11 @@ static void test_large_copies(void **unused) {
 static void plan_again(tn_engine *engine, size_t columns_bytes) {
     tn_cuda *cuda = (tn_cuda *)(void *)engine->backend;
     const tn_engine_config *c = &engine->config;
-    tn_executor_config config = {
-        .chunk_rows = c->micro_batch, .chunks = engine->chunks, .workers = c->threads, .training = true};
+    tn_executor_config config = {.chunk_rows = c->micro_batch,
+                                 .chunks = engine->chunks,
+                                 .statistics = engine->chunks,
+                                 .workers = c->threads,
+                                 .training = true};
     tn_executor_free(engine->executor);
     tn_cuda_free_tables(cuda);
     cuda->scalars = NULL;
