@@ -166,8 +166,8 @@ typedef struct tn_backend_ops {
     tn_status (*record)(tn_backend *backend, int slot, bool fresh, bool *replay);
     tn_status (*submit)(tn_backend *backend, int slot,
                         bool complete); /* not complete: an error came between */
-    /* A named range in the device's profiler. */
-    void (*range_begin)(const char *name);
+    /* A named range in the device's profiler: a phase of a step, or the work of a layer in it. */
+    void (*range_begin)(const char *phase, const char *layer);
     void (*range_end)(void);
 
     const tn_node_ops *nodes[TN_NODE_KINDS];

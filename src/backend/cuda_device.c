@@ -361,7 +361,9 @@ static tn_status submit(tn_backend *backend, int slot, bool complete) {
     return TN_OK;
 }
 
-static void range_begin(const char *name) {
+static void range_begin(const char *phase, const char *layer) {
+    char name[TN_NAME_MAX + 32];
+    snprintf(name, sizeof name, "%s %s", phase, layer);
     nvtxRangePushA(name);
 }
 

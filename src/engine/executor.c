@@ -266,9 +266,10 @@ tn_status tn_executor_run(tn_executor *e, bool training, int segment, const tn_c
         const tn_step *step = &f.program->steps[i];
         double start = trace ? tn_now() : 0;
         if (chunk->probe) TN_TRY(probe_before(&f, step));
-        if (ops->range_begin) ops->range_begin(e->model->nodes[step->node].name);
-        TN_TRY(run_step(&f, step, nonfinite));
+        if (ops->range_begin) ops->range_begin(categories[step->kind], e->model->nodes[step->node].name);
+        tn_status status = run_step(&f, step, nonfinite);
         if (ops->range_end) ops->range_end();
+        TN_TRY(status);
         if (chunk->probe) TN_TRY(probe_after(&f, step));
         if (trace)
             tn_trace_add(trace, worker, e->model->nodes[step->node].name, categories[step->kind], start,

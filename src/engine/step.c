@@ -175,9 +175,23 @@ static int slot_of(tn_engine *e, const tn_batch *b, const tn_sgd *sgd, bool *fre
     return slot;
 }
 
+static void begin_phase(const tn_engine *e, const char *name) {
+    if (e->backend->ops->range_begin) e->backend->ops->range_begin("step:", name);
+}
+
+static void end_phase(const tn_engine *e) {
+    if (e->backend->ops->range_end) e->backend->ops->range_end();
+}
+
 static tn_status issue(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd) {
-    TN_TRY(issue_gradients(e, batch));
-    return sgd ? issue_update(e, sgd) : TN_OK;
+    begin_phase(e, "gradients");
+    tn_status status = issue_gradients(e, batch);
+    end_phase(e);
+    if (status != TN_OK || !sgd) return status;
+    begin_phase(e, "update and packing");
+    status = issue_update(e, sgd);
+    end_phase(e);
+    return status;
 }
 
 static tn_status issue_or_replay(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd) {
@@ -196,10 +210,15 @@ static tn_status step(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd, tn
     if (!e->config.training) return tn_fail(TN_ERR_USAGE, "this engine was not made for training");
     TN_TRY(tn_engine_begin_average(e));
     if (sgd) TN_TRY(set_rates(e, sgd));
-    TN_TRY(tn_engine_begin(e, batch));
+    begin_phase(e, "batch");
+    tn_status status = tn_engine_begin(e, batch);
+    end_phase(e);
+    TN_TRY(status);
     e->eval_loaded = false;
-    tn_status status = issue_or_replay(e, batch, sgd);
+    begin_phase(e, "work and report");
+    status = issue_or_replay(e, batch, sgd);
     if (status == TN_OK) status = tn_engine_read_report(e);
+    end_phase(e);
     if (status != TN_OK) e->packed = false; /* who knows how far the update came */
     TN_TRY(status);
     TN_TRY(check_gradients(e));
