@@ -141,8 +141,7 @@ typedef struct tn_backend_ops {
     /* v = momentum v + g + decay w; w -= *lr v (models.md 1.4); nothing where *stop is set. */
     tn_status (*sgd)(tn_backend *backend, float *values, const float *grads, float *momentum, size_t count,
                      const float *lr, float mu, float decay, const int *stop);
-    /* mean[i] += rate (values[i] - mean[i]); nothing where *stop is set. NULL where there is none: then
-     * averages of weights are refused. */
+    /* mean[i] += rate (values[i] - mean[i]); nothing where *stop is set. */
     tn_status (*average)(tn_backend *backend, float *mean, const float *values, size_t count, float rate,
                          const int *stop);
     /* Sum over i of (parts[0][i] + parts[1][i] + ... - shift)^2 of gradients or outputs of `tensor`, in a

@@ -107,8 +107,8 @@ tn_status tn_cuda_scalar_gradients(tn_backend *backend, const tn_model *model, c
                                    int *nonfinite);
 void tn_cuda_free_tables(tn_cuda *cuda);
 
-/* What a plan packs: at most two layouts of its weight (cuda_conv.c), or copies of its vectors (cuda_norm.c),
- * which are only looked at. `from` counts floats in the flat values; s is set where the weight is scaled. */
+/* What a plan packs: layouts of its weight, scaled by s, and copies of its vectors, which are only looked at.
+ */
 #define TN_CUDA_PACKS 3
 typedef struct tn_cuda_pack {
     tn_pack_item item; /* without from, s, nonfinite */

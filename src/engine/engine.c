@@ -171,12 +171,10 @@ static tn_status create(tn_engine *e) {
     if (c->max_batch < 1)
         return tn_fail(TN_ERR_USAGE, "an engine needs max_batch >= 1, not %d", c->max_batch);
     TN_TRY(open_device(e));
-    if (c->average < 0 || c->average >= 1 || (c->average > 0 && !(c->training && e->backend->ops->average)))
-        return tn_fail(
-            TN_ERR_USAGE,
-            "an average of weights with a share of %g: it must be from 0 to below 1, for training, "
-            "on a device that keeps averages (%s %s)",
-            c->average, e->backend->ops->name, e->backend->ops->average ? "does" : "does not");
+    if (c->average < 0 || c->average >= 1 || (c->average > 0 && !c->training))
+        return tn_fail(TN_ERR_USAGE,
+                       "an average of weights with a share of %g: it must be from 0 to below 1, for training",
+                       c->average);
     choose_chunks(e);
     TN_TRY(join(e));
     tn_executor_config executor = {.chunk_rows = c->micro_batch,

@@ -97,6 +97,7 @@ tn_status tn_executor_create(const tn_model *model, tn_backend *backend, const t
     e->model = model;
     e->backend = backend;
     e->config = *config;
+    TN_ASSERT(config->chunks >= 1 && config->statistics >= config->chunks);
     tn_status status = tn_alloc(&e->plans, (size_t)model->node_count, sizeof *e->plans, "executor");
     if (status == TN_OK)
         status = tn_alloc(&grad_floats, (size_t)model->node_count, sizeof(size_t), "executor");

@@ -7,6 +7,7 @@
 
 #include "base/memory.h"
 #include "base/number.h"
+#include "taunet/data.h"
 
 enum { SEEDS_MAX = 1000, RUNS_MAX = 100000 };
 
@@ -154,21 +155,18 @@ static tn_status set_words(tn_options *options, const char *list) {
     return TN_OK;
 }
 
-/* Folders and tar shards are two forms of the same images. */
-static const char *kind_of(const char *spec) {
-    static const char *const kinds[] = {
-        "cifar10:", "cifar100:", "mnist:", "synthetic:", "folder:", "webdataset:"};
-    int count = (int)(sizeof kinds / sizeof *kinds);
-    for (int i = 0; i < count; i++)
-        if (!strncmp(spec, kinds[i], strlen(kinds[i]))) return i == count - 1 ? "folder:" : kinds[i];
-    return "";
+/* The same format, or both images of any size: folders and tar shards are two forms of one data set. */
+static bool same_kind(const char *a, const char *b) {
+    size_t length = strcspn(a, ":");
+    if (tn_dataset_is_sized(a) && tn_dataset_is_sized(b)) return true;
+    return strcspn(b, ":") == length && b[length] == ':' && !strncmp(a, b, length);
 }
 
 /* Puts the data set of --data that is of the same kind in place of the recipe's. */
 static tn_status move_data(tn_options *run, const char *list) {
     char spec[4096];
     while (tn_next_word(&list, ',', spec, sizeof spec))
-        if (!strcmp(kind_of(spec), kind_of(run->data))) return tn_options_set(run, "data", spec);
+        if (same_kind(spec, run->data)) return tn_options_set(run, "data", spec);
     return TN_OK;
 }
 
