@@ -109,7 +109,7 @@ static void check_losses(const char *name, const double *losses, const double *w
             fail_msg("%s: the loss of step %d is %.7g, on the CPU %.7g", name, i + 1, losses[i], wanted[i]);
 }
 
-static void check_training(tn_model *model, int rows, double lr) {
+static void check_training(tn_model *model, int rows, double lr, double bf16_tolerance) {
     const engine_target cpu = {.device = "cpu", .threads = 2};
     op_data data = op_data_draw(model, rows, 1, false, true);
     double wanted[STEPS], losses[STEPS];
@@ -117,7 +117,7 @@ static void check_training(tn_model *model, int rows, double lr) {
     train(&fp32, model, rows, lr, &data, losses);
     check_losses(model->variant, losses, wanted, 1e-4);
     train(&bf16, model, rows, lr, &data, losses);
-    check_losses(model->variant, losses, wanted, 2e-2);
+    check_losses(model->variant, losses, wanted, bf16_tolerance);
     op_data_free(&data);
     tn_model_free(model);
 }
@@ -125,12 +125,14 @@ static void check_training(tn_model *model, int rows, double lr) {
 static void test_training_equals_the_cpu(void **unused) {
     (void)unused;
     for (int v = small() ? 1 : 0; v < (small() ? 3 : 7); v++)
-        check_training(network("resnet8", variants[v], small() ? 8 : 32), 8, 0.05);
+        check_training(network("resnet8", variants[v], small() ? 8 : 32), 8, 0.05, 2e-2);
 }
 
-/* 7x7 stem, max pool, 1x1 and strided convolutions. With batch norm over the eight values that a channel of
- * the last stage has at 32 pixels, chunk sizes alone move the CPU's own losses by a tenth after two steps:
- * there one gradient is compared, at 47 pixels. */
+/* 7x7 stem, max pool, 1x1 and strided convolutions. A channel of the last stage has one value an image at 32
+ * pixels. Batch norm over 8 of them makes training chaotic: chunk sizes alone move the CPU's own losses by a
+ * tenth after two steps with lr 0.002; with 16 images and lr 1e-7 they agree to 6e-6, while five steps lower
+ * the loss by 1 to 3 %. The same few values magnify bf16's rounding: PyTorch's own bf16 loses 2 to 9 % of the
+ * loss there. One gradient is compared as well, at 47 pixels. */
 static void test_bottleneck_networks(void **unused) {
     (void)unused;
     for (int v = small() ? 2 : 0; v < 3; v++) {
@@ -140,8 +142,11 @@ static void test_bottleneck_networks(void **unused) {
         op_data_free(&data);
         tn_model_free(model);
     }
-    for (int v = 2; v < (small() ? 3 : 6); v++)
-        check_training(network_of_width("resnet50", variants[v], 32, 8), 8, 0.002);
+    for (int v = small() ? 2 : 0; v < (small() ? 3 : 7); v++) {
+        bool norms = v < 2;
+        check_training(network_of_width("resnet50", variants[v], 32, 8), norms ? 16 : 8, norms ? 1e-7 : 0.002,
+                       norms ? 0.1 : 2e-2);
+    }
 }
 
 /* The gradient of a batch in two halves, one after the other, is that of the whole batch. */
