@@ -37,7 +37,7 @@ ifneq ($(NVCC),)
 TOOLKIT := $(realpath $(dir $(realpath $(NVCC)))..)
 HAVE_CUDA := $(if $(wildcard $(TOOLKIT)/include/cublas_v2.h),yes)
 CUDA_ARCH ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
-CUDA_LIBS := -L$(TOOLKIT)/lib64 -Wl,-rpath,$(TOOLKIT)/lib64 -lcublas -lcudart -lstdc++
+CUDA_LIBS := -L$(TOOLKIT)/lib64 -Wl,-rpath,$(TOOLKIT)/lib64 -lcublas -lcurand -lcudart -lstdc++
 endif
 endif
 LIB_SRC := $(filter-out $(CUDA_SRC) $(WITHOUT),$(sort $(wildcard src/base/*.c src/io/*.c src/comm/*.c src/data/*.c \

@@ -1,5 +1,6 @@
 #include "backend/cuda_device.h"
 
+#include <curand.h>
 #include <nvtx3/nvToolsExt.h>
 #include <stdio.h>
 #include <string.h>
@@ -48,18 +49,20 @@ static const char *absence(void) {
 
 static void describe(int device, char *text, size_t size) {
     struct cudaDeviceProp p;
-    int runtime = 0, driver = 0, major = 0, minor = 0;
+    int runtime = 0, driver = 0, blas[2] = {0}, rand[2] = {0};
     if (cudaGetDeviceProperties(&p, device) != cudaSuccess ||
         cudaRuntimeGetVersion(&runtime) != cudaSuccess || cudaDriverGetVersion(&driver) != cudaSuccess ||
-        cublasGetProperty(MAJOR_VERSION, &major) != CUBLAS_STATUS_SUCCESS ||
-        cublasGetProperty(MINOR_VERSION, &minor) != CUBLAS_STATUS_SUCCESS) {
+        cublasGetProperty(MAJOR_VERSION, &blas[0]) != CUBLAS_STATUS_SUCCESS ||
+        cublasGetProperty(MINOR_VERSION, &blas[1]) != CUBLAS_STATUS_SUCCESS ||
+        curandGetProperty(MAJOR_VERSION, &rand[0]) != CURAND_STATUS_SUCCESS ||
+        curandGetProperty(MINOR_VERSION, &rand[1]) != CURAND_STATUS_SUCCESS) {
         (void)cudaGetLastError();
         snprintf(text, size, "device %d", device);
         return;
     }
-    snprintf(text, size, "%d: %s, %.1f GiB, sm_%d%d, CUDA %d.%d, driver %d.%d, cuBLAS %d.%d", device, p.name,
-             (double)p.totalGlobalMem / (1 << 30), p.major, p.minor, runtime / 1000, runtime % 1000 / 10,
-             driver / 1000, driver % 1000 / 10, major, minor);
+    snprintf(text, size, "%d: %s, %.1f GiB, sm_%d%d, CUDA %d.%d, driver %d.%d, cuBLAS %d.%d, cuRAND %d.%d",
+             device, p.name, (double)p.totalGlobalMem / (1 << 30), p.major, p.minor, runtime / 1000,
+             runtime % 1000 / 10, driver / 1000, driver % 1000 / 10, blas[0], blas[1], rand[0], rand[1]);
 }
 
 static void forget(tn_cuda_graph *graph) {

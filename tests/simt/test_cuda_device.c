@@ -313,6 +313,22 @@ static void test_slices(void **unused) {
     check_slices(&bf16, 1, 1e-5);
 }
 
+/* One line with memory, compute capability and the versions of the libraries. */
+static void test_description(void **unused) {
+    (void)unused;
+    const tn_backend_ops *ops;
+    int device;
+    char text[160], name[80];
+    double gib;
+    int sm, major[4], minor[4], end = 0;
+    assert_int_equal(tn_backend_find("cuda", TN_PRECISION_FP32, &ops, &device), TN_OK);
+    ops->describe(device, text, sizeof(text));
+    sscanf(text, "0: %79[^,], %lf GiB, sm_%d, CUDA %d.%d, driver %d.%d, cuBLAS %d.%d, cuRAND %d.%d%n", name,
+           &gib, &sm, &major[0], &minor[0], &major[1], &minor[1], &major[2], &minor[2], &major[3], &minor[3],
+           &end);
+    if (!end || text[end] || !(gib > 1) || sm < 80 || major[3] < 10) fail_msg("%s", text);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_values_that_are_not_finite),
@@ -320,6 +336,7 @@ int main(void) {
         cmocka_unit_test(test_parameters_come_back),
         cmocka_unit_test(test_large_copies),
         cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_description),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
