@@ -109,6 +109,18 @@ static int columns_of_panel(const tn_table_plan *plan, const char *panel) {
     return count;
 }
 
+/* Runs that diverged stand in the legend, also where there is nothing of them to draw. */
+static int note_diverged(const tn_table *table, int first, int count, char label[LABEL]) {
+    int diverged = 0;
+    for (int i = 0; i < count; i++) diverged += table->results[first + i].record->state == TN_RUN_DIVERGED;
+    size_t used = strlen(label);
+    if (diverged == count && count > 0)
+        snprintf(label + used, LABEL - used, ": diverged");
+    else if (diverged > 0)
+        snprintf(label + used, LABEL - used, ": %d of %d diverged", diverged, count);
+    return diverged;
+}
+
 static tn_status curve_of_cell(figure *f, tn_curve_kind kind, int row, int column, bool log) {
     const tn_table_plan *plan = f->table->plan;
     const tn_table_entry *r = &plan->rows[row], *c = &plan->columns[column];
@@ -124,12 +136,14 @@ static tn_status curve_of_cell(figure *f, tn_curve_kind kind, int row, int colum
     snprintf(label, sizeof label, "%s%s%s%s%s", rows && !isnan(r->x) && what ? what : "",
              rows && !isnan(r->x) && what ? " " : "", rows ? r->name : "", rows && many ? ", " : "",
              many ? c->name : "");
+    int diverged = note_diverged(f->table, first, count, label);
     TN_TRY(average(f->table, first, count, kind, &l));
     tn_status status = TN_OK;
-    if (l.count > 0) {
+    if (l.count > 0 || diverged > 0) {
         status = find_panel(f, name, info.steps ? "step" : "epoch", y, log, &slot);
         if (status == TN_OK)
-            status = draw(f, slot, label, l.count > 12 ? TN_MARK_LINE : TN_MARK_BOTH, &l, count > 1);
+            status = draw(f, slot, label, l.count > 12 || l.count == 0 ? TN_MARK_LINE : TN_MARK_BOTH, &l,
+                          count > 1);
     }
     tn_free(l.x);
     return status;

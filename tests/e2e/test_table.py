@@ -134,6 +134,7 @@ class Table(Case):
             drawing = xml.etree.ElementTree.parse(out / name).getroot()
             self.assertTrue(any("L" in p.get("d", "") for p in drawing.iter("{http://www.w3.org/2000/svg}path")
                                 if p.get("class") == "line") or name == "small-rows.svg")
+        self.assertIn("exploding: diverged", (out / "small-curves.svg").read_text())
         self.assert_no_temporary_files(out)
 
         # Finished runs are kept; those that could not start are tried again.
