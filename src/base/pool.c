@@ -4,7 +4,9 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
+#include <time.h>
 
 #include "base/memory.h"
 
@@ -21,6 +23,7 @@ struct tn_pool {
     int count;
     tn_pool_body body;
     void *context;
+    bool woken; /* the aside is to be called */
     atomic_int next;
     /* The failure with the smallest index. */
     int failed_index;
@@ -126,7 +129,54 @@ int tn_pool_threads(const tn_pool *pool) {
     return pool->thread_count;
 }
 
+/* Under the mutex: until the loop is done, woken, or for `pause` seconds. */
+static void wait_a_while(tn_pool *pool, double pause) {
+    if (pause < 0) {
+        pthread_cond_wait(&pool->done, &pool->mutex);
+        return;
+    }
+    struct timespec end;
+    clock_gettime(CLOCK_REALTIME, &end);
+    long nanoseconds = end.tv_nsec + (long)(pause * 1e9);
+    end.tv_sec += nanoseconds / 1000000000;
+    end.tv_nsec = nanoseconds % 1000000000;
+    pthread_cond_timedwait(&pool->done, &pool->mutex, &end);
+}
+
+/* Under the mutex, which is free while the aside runs. */
+static void wait_beside(tn_pool *pool, tn_pool_aside aside) {
+    double pause = 0;
+    while (pool->busy > 0) {
+        if (pause != 0 && !pool->woken) wait_a_while(pool, pause);
+        if (pool->busy == 0) return;
+        if (pause < 0 && !pool->woken) continue;
+        pool->woken = false;
+        pause = -1;
+        pthread_mutex_unlock(&pool->mutex);
+        tn_status status = aside(pool->context, &pause);
+        if (status != TN_OK) {
+            note_failure(pool, -1, status);
+            pause = -1;
+            aside = NULL;
+        }
+        pthread_mutex_lock(&pool->mutex);
+        while (!aside && pool->busy > 0) pthread_cond_wait(&pool->done, &pool->mutex);
+    }
+}
+
+void tn_pool_wake(tn_pool *pool) {
+    pthread_mutex_lock(&pool->mutex);
+    pool->woken = true;
+    pthread_cond_signal(&pool->done);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
 tn_status tn_pool_run(tn_pool *pool, int count, tn_pool_body body, void *context) {
+    return tn_pool_run_beside(pool, count, body, NULL, context);
+}
+
+tn_status tn_pool_run_beside(tn_pool *pool, int count, tn_pool_body body, tn_pool_aside aside,
+                             void *context) {
     if (count <= 0) return TN_OK;
     for (int i = 0; pool->thread_count == 0 && i < count; i++) TN_TRY(body(context, i, 0));
     if (pool->thread_count == 0) return TN_OK;
@@ -139,7 +189,9 @@ tn_status tn_pool_run(tn_pool *pool, int count, tn_pool_body body, void *context
     atomic_store(&pool->next, 0);
     pool->busy = pool->thread_count;
     pool->generation++;
+    pool->woken = false;
     pthread_cond_broadcast(&pool->work);
+    if (aside) wait_beside(pool, aside);
     while (pool->busy > 0) pthread_cond_wait(&pool->done, &pool->mutex);
     tn_status status = pool->failed_status;
     pthread_mutex_unlock(&pool->mutex);

@@ -23,6 +23,16 @@ int tn_pool_threads(const tn_pool *pool);
  * the smallest index is returned with its message on the calling thread. One caller at a time. */
 tn_status tn_pool_run(tn_pool *pool, int count, tn_pool_body body, void *context);
 
+/* What the calling thread does while a loop runs. It is called when the loop begins, after each tn_pool_wake,
+ * and again *pause seconds later where it says so; *pause comes negative. */
+typedef tn_status (*tn_pool_aside)(void *context, double *pause);
+
+/* The same as tn_pool_run with something to do beside; a failure of it ends the loop and is returned. It is
+ * not called where loops run on the calling thread. */
+tn_status tn_pool_run_beside(tn_pool *pool, int count, tn_pool_body body, tn_pool_aside aside, void *context);
+/* Has the aside called soon; for bodies. */
+void tn_pool_wake(tn_pool *pool);
+
 /* Processors this process may run on. */
 int tn_processor_count(void);
 

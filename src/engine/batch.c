@@ -164,8 +164,14 @@ static tn_chunk chunk_of(const tn_batch_run *run, int index) {
     return chunk;
 }
 
-tn_status tn_engine_run_chunk(void *context, int index, int worker) {
+static tn_status passed(void *context, const tn_chunk *chunk, int step, int worker) {
     const tn_batch_run *run = context;
+    if (chunk->grads) tn_sums_bring(run, chunk, step, worker);
+    return TN_OK;
+}
+
+tn_status tn_engine_run_chunk(void *context, int index, int worker) {
+    tn_batch_run *run = context;
     tn_engine *e = run->engine;
     int *flags = tn_engine_flags(e, TN_FLAG_OUTPUT, worker);
     tn_chunk chunk = chunk_of(run, index);
@@ -173,14 +179,10 @@ tn_status tn_engine_run_chunk(void *context, int index, int worker) {
         TN_TRY(e->backend->ops->check(e->backend, chunk.images,
                                       (size_t)e->config.micro_batch * image_floats(run->batch),
                                       flags + e->model->node_count));
-    const tn_segment *segment = &tn_executor_program(e->executor, run->training)->segments[run->segment];
-    if (segment->grad_floats) chunk.grads = tn_gradient_tree_take(e->tree);
+    if (run->lane) chunk.grads = tn_gradient_tree_take(run->lane->tree);
+    chunk.passed = passed;
+    chunk.context = run;
     TN_TRY(tn_executor_run(e->executor, run->training, run->segment, &chunk, worker, flags, e->trace));
-    if (chunk.grads) {
-        double start = tn_now();
-        tn_gradient_tree_bring(e->tree, chunk.place, chunk.grads);
-        tn_engine_trace_work(e, worker, "sum gradients", "reduction", start);
-    }
     if (!run->logits) return TN_OK;
     return tn_executor_logits(e->executor, worker, chunk.rows,
                               run->logits + (size_t)index * (size_t)e->config.micro_batch *

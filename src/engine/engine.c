@@ -100,21 +100,6 @@ static tn_status allocate_report(tn_engine *e) {
     return TN_OK;
 }
 
-static tn_status create_tree(tn_engine *e) {
-    const tn_program *train = tn_executor_program(e->executor, true);
-    size_t floats = 0;
-    for (int i = 0; i < train->segment_count; i++)
-        if (train->segments[i].grad_floats > floats) floats = train->segments[i].grad_floats;
-    if (floats == 0) return TN_OK;
-    TN_TRY(
-        tn_gradient_tree_create(e->backend, e->whole_chunks, e->chunks, e->config.threads, floats, &e->tree));
-    e->memory[TN_MEMORY_SUMS] = tn_gradient_tree_bytes(e->tree);
-    if (!e->ranks) return TN_OK;
-    TN_TRY(tn_reduction_create(e->config.comm, e->whole_chunks, floats, "gradients", &e->reduction));
-    e->memory[TN_MEMORY_SUMS] += tn_reduction_bytes(e->reduction);
-    return TN_OK;
-}
-
 static tn_status open_device(tn_engine *e) {
     tn_engine_config *c = &e->config;
     const tn_backend_ops *ops;
@@ -189,7 +174,7 @@ static tn_status create(tn_engine *e) {
     TN_TRY(allocate_flat(e));
     TN_TRY(allocate_inputs(e));
     TN_TRY(allocate_report(e));
-    if (c->training) TN_TRY(create_tree(e));
+    if (c->training) TN_TRY(tn_sums_create(e));
     return prepare(e);
 }
 
@@ -213,8 +198,7 @@ tn_status tn_engine_create(const tn_model *model, const tn_engine_config *config
 void tn_engine_free(tn_engine *e) {
     if (!e) return;
     tn_pool_free(e->pool);
-    tn_reduction_free(e->reduction);
-    tn_gradient_tree_free(e->tree);
+    tn_sums_free(e);
     tn_executor_free(e->executor);
     if (e->backend) {
         bool host = e->backend->ops->host_memory;

@@ -272,6 +272,7 @@ tn_status tn_executor_run(tn_executor *e, bool training, int segment, const tn_c
         if (ops->range_end) ops->range_end();
         TN_TRY(status);
         if (chunk->probe) TN_TRY(probe_after(&f, step));
+        if (step->kind == TN_STEP_BACKWARD) TN_TRY(chunk->passed(chunk->context, chunk, i, worker));
         if (trace)
             tn_trace_add(trace, worker, e->model->nodes[step->node].name, categories[step->kind], start,
                          tn_now());

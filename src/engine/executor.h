@@ -33,7 +33,8 @@ typedef struct tn_probe {
 } tn_probe;
 
 /* What a chunk reads and writes outside the executor. Arrays are those of the chunk's first row. */
-typedef struct tn_chunk {
+typedef struct tn_chunk tn_chunk;
+struct tn_chunk {
     int index, rows;     /* index: among those of this process */
     int statistics;      /* where norms keep this chunk's statistics */
     int place;           /* among all chunks of the batch */
@@ -45,7 +46,10 @@ typedef struct tn_chunk {
     float *grads; /* the segment's gradient buffer, or NULL where the backend needs none */
     const tn_flat *flat;
     const tn_probe *probe; /* or NULL */
-} tn_chunk;
+    /* Called behind each backward step of the program, by its number there. */
+    tn_status (*passed)(void *context, const tn_chunk *chunk, int step, int worker);
+    void *context;
+};
 
 /* The programs: training = forward, loss, backward; evaluation = forward and loss with running statistics. */
 const tn_program *tn_executor_program(const tn_executor *executor, bool training);

@@ -10,14 +10,17 @@
 struct tn_gradient_tree {
     tn_backend *backend;
     pthread_mutex_t mutex;
-    size_t floats, used_floats;
+    size_t floats, bounds[TN_BUCKETS_MAX + 1];
+    int buckets;
     int buffer_count, free_count, max_chunks, chunks;
     float **buffers, **free_buffers;
-    float **parked; /* [LEVELS] rows of left-behind sums, by parent position; row l starts at parked_row[l] */
+    /* By parent position, in LEVELS rows; row l starts at parked_row[l]. */
+    float *(*parked)[TN_BUCKETS_MAX]; /* sums left behind */
+    int *merged;                      /* buckets that were added to their sibling's */
     int parked_row[LEVELS];
     tn_sum_part parts[TN_SUM_PARTS_MAX];
-    float *sums[TN_SUM_PARTS_MAX]; /* of the parts; NULL until finished */
-    int part_count;
+    float *sums[TN_SUM_PARTS_MAX];            /* of the parts; NULL until a bucket is finished */
+    int part_count, finished[TN_BUCKETS_MAX]; /* parts of each bucket */
 };
 
 #define WORKERS_MAX 256
@@ -72,7 +75,8 @@ tn_status tn_gradient_tree_create(tn_backend *backend, int chunks, int share, in
     }
     t->buffer_count =
         share < chunks ? shared_buffers(share, workers) : tn_gradient_tree_buffers(chunks, workers);
-    tn_status status = tn_alloc(&t->parked, (size_t)rows, sizeof(float *), "gradients");
+    tn_status status = tn_alloc(&t->parked, (size_t)rows, sizeof *t->parked, "gradients");
+    if (status == TN_OK) status = tn_alloc(&t->merged, (size_t)rows, sizeof *t->merged, "gradients");
     if (status == TN_OK)
         status = tn_alloc(&t->buffers, (size_t)t->buffer_count, sizeof(float *), "gradients");
     if (status == TN_OK)
@@ -94,20 +98,26 @@ void tn_gradient_tree_free(tn_gradient_tree *t) {
     tn_free(t->buffers);
     tn_free(t->free_buffers);
     tn_free(t->parked);
+    tn_free(t->merged);
     pthread_mutex_destroy(&t->mutex);
     tn_free(t);
 }
 
-void tn_gradient_tree_begin(tn_gradient_tree *t, int chunks, int first, int count, size_t floats) {
-    TN_ASSERT(chunks <= t->max_chunks && floats <= t->floats);
+void tn_gradient_tree_begin(tn_gradient_tree *t, int chunks, int first, int count, int buckets,
+                            const size_t *bounds) {
+    TN_ASSERT(chunks <= t->max_chunks && buckets >= 1 && buckets <= TN_BUCKETS_MAX &&
+              bounds[buckets] <= t->floats);
     t->chunks = chunks;
-    t->used_floats = floats;
+    t->buckets = buckets;
+    memcpy(t->bounds, bounds, ((size_t)buckets + 1) * sizeof *bounds);
+    memset(t->finished, 0, sizeof t->finished);
     t->part_count = tn_sum_parts(first, count, chunks, t->parts);
     memset(t->sums, 0, sizeof t->sums);
     t->free_count = t->buffer_count;
     memcpy(t->free_buffers, t->buffers, (size_t)t->buffer_count * sizeof *t->buffers);
     size_t rows = (size_t)t->parked_row[LEVELS - 1] + 1;
     memset(t->parked, 0, rows * sizeof *t->parked);
+    memset(t->merged, 0, rows * sizeof *t->merged);
 }
 
 float *tn_gradient_tree_take(tn_gradient_tree *t) {
@@ -119,8 +129,8 @@ float *tn_gradient_tree_take(tn_gradient_tree *t) {
 }
 
 /* Leaves `buffer` at the parent, or takes what the sibling left there. */
-static float *meet(tn_gradient_tree *t, int level, int parent, float *buffer) {
-    float **slot = &t->parked[t->parked_row[level] + parent];
+static float *meet(tn_gradient_tree *t, int parent, int bucket, float *buffer) {
+    float **slot = &t->parked[parent][bucket];
     pthread_mutex_lock(&t->mutex);
     float *other = *slot;
     *slot = other ? NULL : buffer;
@@ -128,26 +138,46 @@ static float *meet(tn_gradient_tree *t, int level, int parent, float *buffer) {
     return other;
 }
 
-void tn_gradient_tree_bring(tn_gradient_tree *t, int chunk, float *buffer) {
+/* Adds a bucket of the right sibling to the left one's, in which other buckets may still be computed. */
+static void add(tn_gradient_tree *t, int parent, int bucket, float *left, float *right) {
+    size_t from = t->bounds[bucket];
+    t->backend->ops->add(t->backend, left + from, right + from, t->bounds[bucket + 1] - from);
+    pthread_mutex_lock(&t->mutex);
+    if (++t->merged[parent] == t->buckets) t->free_buffers[t->free_count++] = right;
+    pthread_mutex_unlock(&t->mutex);
+}
+
+bool tn_gradient_tree_bring(tn_gradient_tree *t, int chunk, int bucket, float *buffer) {
     int at = chunk, part = 0;
     while (chunk >> t->parts[part].level != t->parts[part].position) part++;
     for (int level = 0; level < t->parts[part].level; level++, at >>= 1) {
         /* A subtree without a single chunk adds nothing. */
         if (tn_sum_is_alone((tn_sum_part){level, at}, t->chunks)) continue;
-        float *other = meet(t, level, at >> 1, buffer);
-        if (!other) return;
-        t->backend->ops->add(t->backend, buffer, other, t->used_floats);
-        pthread_mutex_lock(&t->mutex);
-        t->free_buffers[t->free_count++] = other;
-        pthread_mutex_unlock(&t->mutex);
+        int parent = t->parked_row[level] + (at >> 1);
+        float *other = meet(t, parent, bucket, buffer);
+        if (!other) return false;
+        float *left = at % 2 ? other : buffer;
+        add(t, parent, bucket, left, at % 2 ? buffer : other);
+        buffer = left;
     }
-    t->sums[part] = buffer;
+    pthread_mutex_lock(&t->mutex);
+    if (!t->sums[part]) t->sums[part] = buffer; /* the same for all buckets */
+    bool ready = ++t->finished[bucket] == t->part_count;
+    pthread_mutex_unlock(&t->mutex);
+    return ready;
 }
 
-int tn_gradient_tree_parts(const tn_gradient_tree *t, const float *parts[TN_SUM_PARTS_MAX]) {
+bool tn_gradient_tree_ready(tn_gradient_tree *t, int bucket) {
+    pthread_mutex_lock(&t->mutex);
+    bool ready = t->finished[bucket] == t->part_count;
+    pthread_mutex_unlock(&t->mutex);
+    return ready;
+}
+
+int tn_gradient_tree_parts(const tn_gradient_tree *t, int bucket, const float *parts[TN_SUM_PARTS_MAX]) {
     for (int i = 0; i < t->part_count; i++) {
         TN_ASSERT(t->sums[i]);
-        parts[i] = t->sums[i];
+        parts[i] = t->sums[i] + t->bounds[bucket];
     }
     return t->part_count;
 }

@@ -3,7 +3,6 @@
 #include <string.h>
 #include <xxhash.h>
 
-#include "base/clock.h"
 #include "base/memory.h"
 #include "base/sum_tree.h"
 #include "comm/comm.h"
@@ -34,20 +33,6 @@ tn_status tn_ranks_check_share(const tn_engine *e, const tn_batch *b) {
         return TN_OK;
     return tn_fail(TN_ERR_USAGE, "rows %d to %d of a batch of %d are not the share of rank %d of %d",
                    b->first_row, b->first_row + b->rows, share.rows, rank_of(e), e->ranks);
-}
-
-/* ---- gradients ---- */
-
-tn_status tn_ranks_sum_gradients(tn_engine *e, const tn_batch *batch, size_t floats) {
-    const float *parts[TN_SUM_PARTS_MAX];
-    if (!e->ranks) return TN_OK;
-    double start = tn_now();
-    tn_gradient_tree_parts(e->tree, parts);
-    TN_TRY(tn_reduction_start(e->reduction, tn_engine_share(e, batch).chunks, floats, parts,
-                              tn_gradient_tree_sum(e->tree)));
-    TN_TRY(tn_reduction_finish(e->reduction));
-    tn_engine_trace_work(e, e->config.threads, "sum over processes", "communication", start);
-    return TN_OK;
 }
 
 /* ---- batch norm ---- */

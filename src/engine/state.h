@@ -1,5 +1,6 @@
 /* The inside of an engine; shared by engine.c (life and access), batch.c (batches in, results out, chunks),
- * step.c (training), ranks.c (several processes), average.c and probe.c. */
+ * step.c (training), gradient_sums.c (gradients of chunks), ranks.c (several processes), average.c and
+ * probe.c. */
 #ifndef TN_ENGINE_STATE_H
 #define TN_ENGINE_STATE_H
 
@@ -50,6 +51,24 @@ typedef struct tn_row {
     int rank; /* -1 where there are no labels */
 } tn_row;
 
+/* How the gradients that a segment makes in its buffers are cut: bucket i, bounds[i] up to bounds[i + 1], is
+ * complete behind step last_step[i] of the program. */
+typedef struct tn_buckets {
+    int count;
+    int last_step[TN_BUCKETS_MAX];
+    size_t bounds[TN_BUCKETS_MAX + 1];
+} tn_buckets;
+
+/* The gradients of one segment on their way. */
+typedef struct tn_gradient_lane {
+    tn_gradient_tree *tree;
+    tn_reduction *reductions[TN_BUCKETS_MAX]; /* with other processes */
+    int segment;                              /* whose gradients they are; -1: none are under way */
+    int started;                              /* buckets whose sum over the processes has begun */
+} tn_gradient_lane;
+
+#define TN_LANES 2
+
 /* Which chunks of a batch are this process's. */
 typedef struct tn_batch_share {
     int first, count; /* chunks */
@@ -63,7 +82,9 @@ struct tn_engine {
     tn_executor *executor;
     float *average; /* [param_floats + state_floats], or NULL: see average.c */
     bool average_begun, average_used;
-    tn_gradient_tree *tree; /* NULL without training, and where the backend sums gradients itself */
+    tn_buckets *buckets; /* [segments of the training program]; NULL without training */
+    tn_gradient_lane lanes[TN_LANES];
+    int lane_count, next_lane; /* no lane where the backend sums gradients itself */
     tn_flat flat;
     int64_t *norm_batches;        /* [state_count] */
     tn_engine_config config;      /* resolved: threads and micro_batch are set */
@@ -71,7 +92,6 @@ struct tn_engine {
     int whole_chunks;             /* most chunks of a batch */
     int ranks;                    /* processes that share a batch; 0 when this one works alone */
     int *first_chunk, *first_row; /* [ranks + 1]: of the batch at hand */
-    tn_reduction *reduction;      /* or NULL */
     tn_row *rows;                 /* [whole_chunks * micro_batch] */
     char device[128];
     size_t memory[TN_MEMORY_USES]; /* bytes */
@@ -94,19 +114,32 @@ typedef struct tn_batch_run {
     const tn_batch *batch;
     bool training;
     int segment;
-    float *logits; /* of the host, or NULL */
+    tn_gradient_lane *lane; /* of this segment's gradients, or NULL */
+    float *logits;          /* of the host, or NULL */
 } tn_batch_run;
 
 tn_batch_share tn_engine_share(const tn_engine *engine, const tn_batch *batch);
 
 /* ranks.c. Without other processes these do nothing (or, gather_rows, what there is to do alone). */
 tn_status tn_ranks_check_share(const tn_engine *engine, const tn_batch *batch);
-tn_status tn_ranks_sum_gradients(tn_engine *engine, const tn_batch *batch, size_t floats);
 tn_status tn_ranks_gather_sums(tn_engine *engine, int node);
 tn_status tn_ranks_sum_norms(tn_engine *engine, const tn_batch *batch);
 tn_status tn_ranks_share_flags(tn_engine *engine);
 tn_status tn_ranks_gather_rows(tn_engine *engine, const tn_batch *batch, const tn_row **out);
 tn_status tn_ranks_gather_probe(tn_engine *engine, double *sums, size_t doubles);
+
+/* gradient_sums.c: lanes for an engine that trains. */
+tn_status tn_sums_create(tn_engine *engine);
+void tn_sums_free(tn_engine *engine);
+/* Before and after the chunks of a segment; beside them, where there are other processes, tn_sums_aside with
+ * the tn_batch_run as its context. */
+tn_status tn_sums_begin(tn_batch_run *run);
+tn_status tn_sums_aside(void *context, double *pause);
+tn_status tn_sums_end(tn_batch_run *run);
+/* A chunk has passed a step of backward. */
+void tn_sums_bring(const tn_batch_run *run, const tn_chunk *chunk, int step, int worker);
+/* Behind the last segment: waits for what is under way, and all gradients are in the flat buffers. */
+tn_status tn_sums_finish(tn_engine *engine);
 
 /* Packs parameters if they changed, and sets bad_node. */
 tn_status tn_engine_pack(tn_engine *engine);

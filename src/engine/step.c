@@ -6,21 +6,6 @@
 
 /* ---- gradients ---- */
 
-static tn_status collect_step(void *context, int index, int worker) {
-    const tn_batch_run *run = context;
-    tn_engine *e = run->engine;
-    const tn_program *program = tn_executor_program(e->executor, true);
-    const tn_step *step = &program->steps[program->segments[run->segment].first + index];
-    const tn_node_ops *ops = tn_engine_node_ops(e, step->node);
-    const tn_plan *plan = tn_executor_plan(e->executor, step->node);
-    if (step->kind != TN_STEP_BACKWARD || plan->grad_floats == 0) return TN_OK;
-    double start = tn_now();
-    const float *sum = tn_gradient_tree_sum(e->tree) + step->grad_offset;
-    TN_TRY(ops->collect(tn_executor_plan(e->executor, step->node), worker, sum, &e->flat));
-    tn_engine_trace_work(e, worker, e->model->nodes[step->node].name, "collect", start);
-    return TN_OK;
-}
-
 /* Of the share's statistics or, where they are exchanged, of those of the whole batch. */
 static tn_status merge(const tn_batch_run *run, const tn_segment *segment, const tn_batch_share *share) {
     tn_engine *e = run->engine;
@@ -39,13 +24,10 @@ static tn_status run_segment(tn_batch_run *run) {
     tn_engine *e = run->engine;
     const tn_segment *segment = &tn_executor_program(e->executor, true)->segments[run->segment];
     tn_batch_share share = tn_engine_share(e, run->batch);
-    if (segment->grad_floats)
-        tn_gradient_tree_begin(e->tree, share.chunks, share.first, share.count, segment->grad_floats);
-    TN_TRY(tn_pool_run(e->pool, share.count, tn_engine_run_chunk, run));
-    if (segment->grad_floats) {
-        TN_TRY(tn_ranks_sum_gradients(e, run->batch, segment->grad_floats));
-        TN_TRY(tn_pool_run(e->pool, segment->count, collect_step, run));
-    }
+    TN_TRY(tn_sums_begin(run));
+    TN_TRY(
+        tn_pool_run_beside(e->pool, share.count, tn_engine_run_chunk, e->ranks ? tn_sums_aside : NULL, run));
+    TN_TRY(tn_sums_end(run));
     return segment->merge == TN_MERGE_NONE ? TN_OK : merge(run, segment, &share);
 }
 
@@ -63,6 +45,7 @@ static tn_status issue_gradients(tn_engine *e, const tn_batch *batch) {
     int *flags = tn_engine_flags(e, TN_FLAG_GRADIENT, 0);
     tn_batch_run run = {.engine = e, .batch = batch, .training = true};
     for (; run.segment < program->segment_count; run.segment++) TN_TRY(run_segment(&run));
+    TN_TRY(tn_sums_finish(e));
     TN_TRY(tn_ranks_sum_norms(e, batch));
     if (ops->finish_all)
         TN_TRY(ops->finish_all(e->backend));

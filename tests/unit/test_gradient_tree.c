@@ -89,15 +89,40 @@ static void test_another_order_has_other_bits(void **state) {
 /* ---- orders of events ---- */
 
 typedef struct in_work {
-    int chunk;
+    int chunk, bucket;
     float *buffer;
 } in_work;
 
-/* Brings the chunk at `at` of those in work. */
-static void bring(tn_gradient_tree *tree, in_work *working, int *count, int at) {
-    fill(working[at].chunk, working[at].buffer);
-    tn_gradient_tree_bring(tree, working[at].chunk, working[at].buffer);
-    working[at] = working[--*count];
+/* The buckets of a sum: their number follows from the number of chunks. */
+static int buckets_of(int chunks, size_t *bounds) {
+    int buckets = 1 + chunks % 3;
+    for (int i = 0; i <= buckets; i++) bounds[i] = (size_t)(FLOATS * i / buckets);
+    return buckets;
+}
+
+static void begin(tn_gradient_tree *tree, int chunks) {
+    size_t bounds[TN_BUCKETS_MAX + 1];
+    int buckets = buckets_of(chunks, bounds);
+    tn_gradient_tree_begin(tree, chunks, 0, chunks, buckets, bounds);
+}
+
+/* Makes and brings one bucket of a chunk; returns whether it was the last. What was brought before, and may
+ * be part of a sum by now, is not written to. */
+static bool bring_bucket(tn_gradient_tree *tree, int chunks, int chunk, int bucket, float *buffer) {
+    size_t bounds[TN_BUCKETS_MAX + 1];
+    float values[FLOATS];
+    int buckets = buckets_of(chunks, bounds);
+    fill(chunk, values);
+    memcpy(buffer + bounds[bucket], values + bounds[bucket],
+           (bounds[bucket + 1] - bounds[bucket]) * sizeof *values);
+    tn_gradient_tree_bring(tree, chunk, bucket, buffer);
+    return bucket + 1 == buckets;
+}
+
+/* Brings the next bucket of the chunk at `at` of those in work. */
+static void bring(tn_gradient_tree *tree, int chunks, in_work *working, int *count, int at) {
+    if (bring_bucket(tree, chunks, working[at].chunk, working[at].bucket++, working[at].buffer))
+        working[at] = working[--*count];
 }
 
 /* Workers take chunks in order and bring them in an order of chance. `haste` of 256 chances are for taking. A
@@ -105,18 +130,20 @@ static void bring(tn_gradient_tree *tree, in_work *working, int *count, int at) 
 static void simulate(tn_gradient_tree *tree, int chunks, int workers, uint32_t haste, tn_rng *rng) {
     in_work working[WORKERS_MAX];
     int count = 0, next = 0;
-    tn_gradient_tree_begin(tree, chunks, 0, chunks, FLOATS);
+    begin(tree, chunks);
     while (next < chunks || count > 0) {
         bool take = next < chunks && count < workers && (count == 0 || tn_rng_below(rng, 256) < haste);
         if (take)
-            working[count++] = (in_work){next++, tn_gradient_tree_take(tree)};
+            working[count++] = (in_work){next++, 0, tn_gradient_tree_take(tree)};
         else
-            bring(tree, working, &count, (int)tn_rng_below(rng, (uint32_t)count));
+            bring(tree, chunks, working, &count, (int)tn_rng_below(rng, (uint32_t)count));
     }
 }
 
-static void assert_sum(const tn_gradient_tree *tree, int chunks) {
+static void assert_sum(tn_gradient_tree *tree, int chunks) {
     float wanted[FLOATS];
+    size_t bounds[TN_BUCKETS_MAX + 1];
+    for (int i = 0; i < buckets_of(chunks, bounds); i++) assert_true(tn_gradient_tree_ready(tree, i));
     expected_sum(chunks, wanted);
     assert_memory_equal(tn_gradient_tree_sum(tree), wanted, sizeof wanted);
 }
@@ -225,11 +252,11 @@ static void test_worst_order_of_one_worker(void **state) {
     (void)state;
     tn_gradient_tree *tree = make_tree(32, 1);
     assert_int_equal(tn_gradient_tree_bytes(tree), 6 * FLOATS * sizeof(float));
-    tn_gradient_tree_begin(tree, 32, 0, 32, FLOATS);
+    begin(tree, 32);
     for (int chunk = 0; chunk < 32; chunk++) {
         float *buffer = tn_gradient_tree_take(tree);
-        fill(chunk, buffer);
-        tn_gradient_tree_bring(tree, chunk, buffer);
+        for (int bucket = 0; !bring_bucket(tree, 32, chunk, bucket, buffer);) bucket++;
+        assert_true(tn_gradient_tree_ready(tree, 0) == (chunk == 31));
     }
     assert_sum(tree, 32);
     tn_gradient_tree_free(tree);
@@ -237,12 +264,16 @@ static void test_worst_order_of_one_worker(void **state) {
 
 /* ---- threads ---- */
 
+typedef struct shared_tree {
+    tn_gradient_tree *tree;
+    int chunks;
+} shared_tree;
+
 static tn_status take_and_bring(void *context, int index, int worker) {
     (void)worker;
-    tn_gradient_tree *tree = context;
-    float *buffer = tn_gradient_tree_take(tree);
-    fill(index, buffer);
-    tn_gradient_tree_bring(tree, index, buffer);
+    const shared_tree *s = context;
+    float *buffer = tn_gradient_tree_take(s->tree);
+    for (int bucket = 0; !bring_bucket(s->tree, s->chunks, index, bucket, buffer);) bucket++;
     return TN_OK;
 }
 
@@ -254,8 +285,9 @@ static void test_threads(void **state) {
         tn_gradient_tree *tree = make_tree(CHUNKS_MAX, threads);
         for (int trial = 0; trial < 200; trial++) {
             int chunks = 1 + trial % CHUNKS_MAX;
-            tn_gradient_tree_begin(tree, chunks, 0, chunks, FLOATS);
-            assert_int_equal(tn_pool_run(pool, chunks, take_and_bring, tree), TN_OK);
+            shared_tree shared = {tree, chunks};
+            begin(tree, chunks);
+            assert_int_equal(tn_pool_run(pool, chunks, take_and_bring, &shared), TN_OK);
             assert_sum(tree, chunks);
         }
         tn_gradient_tree_free(tree);
@@ -278,7 +310,7 @@ static void test_allocation_failures(void **state) {
         assert_null(tree);
         assert_int_equal(tn_memory_in_use(), before);
     }
-    assert_int_equal(failures, 4 + tn_gradient_tree_buffers(16, 3));
+    assert_int_equal(failures, 5 + tn_gradient_tree_buffers(16, 3));
     tn_gradient_tree_free(tree);
     tn_gradient_tree_free(NULL);
     assert_int_equal(tn_memory_in_use(), before);

@@ -200,6 +200,54 @@ static void test_nothing_starts_after_a_failure(void **state) {
     }
 }
 
+/* ---- beside a loop ---- */
+
+typedef struct beside {
+    tn_pool *pool;
+    atomic_int runs, calls; /* of bodies, of the aside */
+    double pause;           /* what the aside asks for */
+    bool wake, fails;
+} beside;
+
+static tn_status slow_body(void *context, int index, int worker) {
+    beside *b = context;
+    (void)index;
+    (void)worker;
+    pause_briefly();
+    if (b->wake) tn_pool_wake(b->pool);
+    atomic_fetch_add(&b->runs, 1);
+    return TN_OK;
+}
+
+static tn_status count_call(void *context, double *pause) {
+    beside *b = context;
+    assert_true(*pause < 0);
+    *pause = b->pause;
+    if (atomic_fetch_add(&b->calls, 1) == 2 && b->fails) return tn_fail(TN_ERR_PEER, "the aside failed");
+    return TN_OK;
+}
+
+/* It is called once where nothing else is asked for, after waking, and when its pause is over. */
+static void test_beside_a_loop(void **state) {
+    (void)state;
+    for (int threads = 1; threads <= 3; threads++) {
+        tn_pool *pool = make_pool(threads);
+        for (int kind = 0; kind < 3; kind++) {
+            beside b = {.pool = pool, .pause = kind == 2 ? 1e-4 : -1, .wake = kind == 1};
+            assert_int_equal(tn_pool_run_beside(pool, 20, slow_body, count_call, &b), TN_OK);
+            assert_int_equal(atomic_load(&b.runs), 20);
+            if (kind == 0) assert_int_equal(atomic_load(&b.calls), 1);
+            if (kind > 0) assert_in_range(atomic_load(&b.calls), 3, 2000);
+        }
+        beside b = {.pool = pool, .pause = 1e-4, .fails = true};
+        assert_int_equal(tn_pool_run_beside(pool, 1000000, slow_body, count_call, &b), TN_ERR_PEER);
+        assert_string_equal(tn_error(), "the aside failed");
+        assert_int_equal(atomic_load(&b.calls), 3);
+        assert_in_range(atomic_load(&b.runs), 0, 1000);
+        tn_pool_free(pool);
+    }
+}
+
 /* ---- life ---- */
 
 static atomic_int starts;
@@ -253,6 +301,7 @@ int main(void) {
         cmocka_unit_test(test_failure_is_carried_over),
         cmocka_unit_test(test_smallest_index_is_reported),
         cmocka_unit_test(test_nothing_starts_after_a_failure),
+        cmocka_unit_test(test_beside_a_loop),
         cmocka_unit_test(test_threads_start_once),
         cmocka_unit_test(test_memory),
         cmocka_unit_test(test_processors),
