@@ -18,6 +18,8 @@ struct tn_gradient_tree {
     tn_sum_part parts[TN_SUM_PARTS_MAX];
     float *sums[TN_SUM_PARTS_MAX]; /* of the parts; NULL until finished */
     int part_count;
+    float *other; /* to be added to the sum: where all chunks are here, the root's second child */
+    bool whole;   /* all chunks are here */
 };
 
 #define WORKERS_MAX 256
@@ -104,6 +106,8 @@ void tn_gradient_tree_begin(tn_gradient_tree *t, int chunks, int first, int coun
     t->used_floats = floats;
     t->part_count = tn_sum_parts(first, count, chunks, t->parts);
     memset(t->sums, 0, sizeof t->sums);
+    t->other = NULL;
+    t->whole = count == chunks;
     t->free_count = t->buffer_count;
     memcpy(t->free_buffers, t->buffers, (size_t)t->buffer_count * sizeof *t->buffers);
     size_t rows = (size_t)t->parked_row[LEVELS - 1] + 1;
@@ -136,6 +140,10 @@ void tn_gradient_tree_bring(tn_gradient_tree *t, int chunk, float *buffer) {
         if (tn_sum_is_alone((tn_sum_part){level, at}, t->chunks)) continue;
         float *other = meet(t, level, at >> 1, buffer);
         if (!other) return;
+        if (t->whole && level + 1 == t->parts[part].level) {
+            t->other = other;
+            break;
+        }
         t->backend->ops->add(t->backend, buffer, other, t->used_floats);
         pthread_mutex_lock(&t->mutex);
         t->free_buffers[t->free_count++] = other;
@@ -146,14 +154,15 @@ void tn_gradient_tree_bring(tn_gradient_tree *t, int chunk, float *buffer) {
 
 int tn_gradient_tree_parts(const tn_gradient_tree *t, const float *parts[TN_SUM_PARTS_MAX]) {
     for (int i = 0; i < t->part_count; i++) {
-        TN_ASSERT(t->sums[i]);
+        TN_ASSERT(t->sums[i] && !t->other);
         parts[i] = t->sums[i];
     }
     return t->part_count;
 }
 
-float *tn_gradient_tree_sum(const tn_gradient_tree *t) {
+float *tn_gradient_tree_sum(const tn_gradient_tree *t, const float **other) {
     TN_ASSERT(t->part_count == 0 || t->sums[0]);
+    *other = t->other;
     return t->part_count ? t->sums[0] : t->buffers[0];
 }
 

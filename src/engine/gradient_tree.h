@@ -30,12 +30,14 @@ float *tn_gradient_tree_take(tn_gradient_tree *tree);
 /* Brings the buffer of `chunk`. */
 void tn_gradient_tree_bring(tn_gradient_tree *tree, int chunk, float *buffer);
 
-/* The finished parts, from left to right, once every chunk was brought; returns how many. Valid until the
- * next begin. */
+/* The finished parts, from left to right, once every chunk was brought, where not all chunks of several are
+ * this process's; returns how many. Valid until the next begin. */
 int tn_gradient_tree_parts(const tn_gradient_tree *tree, const float *parts[TN_SUM_PARTS_MAX]);
 
-/* Where the sum is: the first part, or where there is none a buffer for what other processes sum up. */
-float *tn_gradient_tree_sum(const tn_gradient_tree *tree);
+/* Where the sum is: the first part, or where there is none a buffer for what other processes sum up. Where
+ * all chunks are this process's, the last addition is left to the caller, who can divide it among workers:
+ * the sum is then what is returned plus *other, else *other is NULL. */
+float *tn_gradient_tree_sum(const tn_gradient_tree *tree, const float **other);
 
 size_t tn_gradient_tree_bytes(const tn_gradient_tree *tree);
 

@@ -39,12 +39,12 @@ tn_status tn_ranks_check_share(const tn_engine *e, const tn_batch *b) {
 /* ---- gradients ---- */
 
 tn_status tn_ranks_sum_gradients(tn_engine *e, const tn_batch *batch, size_t floats) {
-    const float *parts[TN_SUM_PARTS_MAX];
+    const float *parts[TN_SUM_PARTS_MAX], *other;
     if (!e->ranks) return TN_OK;
     double start = tn_now();
     tn_gradient_tree_parts(e->tree, parts);
     TN_TRY(tn_reduction_start(e->reduction, tn_engine_share(e, batch).chunks, floats, parts,
-                              tn_gradient_tree_sum(e->tree)));
+                              tn_gradient_tree_sum(e->tree, &other)));
     TN_TRY(tn_reduction_finish(e->reduction));
     tn_engine_trace_work(e, e->config.threads, "sum over processes", "communication", start);
     return TN_OK;

@@ -15,8 +15,11 @@ static tn_status collect_step(void *context, int index, int worker) {
     const tn_plan *plan = tn_executor_plan(e->executor, step->node);
     if (step->kind != TN_STEP_BACKWARD || plan->grad_floats == 0) return TN_OK;
     double start = tn_now();
-    const float *sum = tn_gradient_tree_sum(e->tree) + step->grad_offset;
-    TN_TRY(ops->collect(tn_executor_plan(e->executor, step->node), worker, sum, &e->flat));
+    const float *other;
+    float *sum = tn_gradient_tree_sum(e->tree, &other);
+    if (other) other += step->grad_offset;
+    TN_TRY(ops->collect(tn_executor_plan(e->executor, step->node), worker, sum + step->grad_offset, other,
+                        &e->flat, tn_engine_flags(e, TN_FLAG_GRADIENT, worker) + step->node));
     tn_engine_trace_work(e, worker, e->model->nodes[step->node].name, "collect", start);
     return TN_OK;
 }
@@ -49,14 +52,6 @@ static tn_status run_segment(tn_batch_run *run) {
     return segment->merge == TN_MERGE_NONE ? TN_OK : merge(run, segment, &share);
 }
 
-static tn_status finish_node(void *context, int node, int worker) {
-    tn_engine *e = context;
-    const tn_node_ops *ops = tn_engine_node_ops(e, node);
-    if (!ops->finish) return TN_OK;
-    return ops->finish(tn_executor_plan(e->executor, node), &e->flat,
-                       tn_engine_flags(e, TN_FLAG_GRADIENT, worker) + node);
-}
-
 static tn_status issue_gradients(tn_engine *e, const tn_batch *batch) {
     const tn_program *program = tn_executor_program(e->executor, true);
     const tn_backend_ops *ops = e->backend->ops;
@@ -64,10 +59,7 @@ static tn_status issue_gradients(tn_engine *e, const tn_batch *batch) {
     tn_batch_run run = {.engine = e, .batch = batch, .training = true};
     for (; run.segment < program->segment_count; run.segment++) TN_TRY(run_segment(&run));
     TN_TRY(tn_ranks_sum_norms(e, batch));
-    if (ops->finish_all)
-        TN_TRY(ops->finish_all(e->backend));
-    else
-        TN_TRY(tn_pool_run(e->pool, e->model->node_count, finish_node, e));
+    if (ops->finish_all) TN_TRY(ops->finish_all(e->backend));
     TN_TRY(ops->scalar_gradients(e->backend, e->model, &e->flat, flags + e->model->node_count));
     TN_TRY(tn_ranks_share_flags(e));
     return ops->any(e->backend, e->report.flags,
