@@ -59,8 +59,8 @@ typedef struct tn_plan {
 /* Flat host- or device-resident buffers of one training state. */
 typedef struct tn_flat {
     float *values, *grads, *momentum; /* param_floats each */
-    float *sums;  /* [node_count][3]: sum of dz, sum of dy, <G, W>; filled by collect and finish */
-    float *state; /* state_floats: running means and variances */
+    float *sums;                      /* [node_count][3]: sum of dz, sum of dy, <G, W>; filled by collect */
+    float *state;                     /* state_floats: running means and variances */
 } tn_flat;
 
 typedef struct tn_node_ops {
@@ -94,10 +94,11 @@ typedef struct tn_node_ops {
     /* Packs the parameters a node computes with (scaled by s) after an update; *nonfinite is set when a value
      * is not finite. May run on any worker. */
     tn_status (*pack)(tn_plan *plan, int worker, const tn_flat *flat, int *nonfinite);
-    /* Unpacks a summed gradient buffer into flat.grads (as dL/d(sW)) and flat.sums. */
-    tn_status (*collect)(tn_plan *plan, int worker, const float *grad, const tn_flat *flat);
-    /* After every rank's contribution is in: dW = s G, and <G, W> where s is learnable. */
-    tn_status (*finish)(tn_plan *plan, const tn_flat *flat, int *nonfinite);
+    /* Takes the gradient of the whole batch into flat.grads (dW = s G) and flat.sums (<G, W> where s is
+     * learnable). It is grad + other, or grad alone where other is NULL; grad may be overwritten. Sets
+     * *nonfinite when a value is not finite. */
+    tn_status (*collect)(tn_plan *plan, int worker, float *grad, const float *other, const tn_flat *flat,
+                         int *nonfinite);
 } tn_node_ops;
 
 /* Any pointer of tn_node_ops may be NULL where the kind needs no such step. */
@@ -155,7 +156,7 @@ typedef struct tn_backend_ops {
      * finish_all are to set. */
     tn_status (*prepare)(tn_backend *backend, const tn_model *model, tn_plan *const *plans,
                          const tn_flat *flat, int *gradient_flags, int *parameter_flags);
-    /* What pack and finish of nodes do, for all nodes. */
+    /* What pack of nodes does, and what their collect has to do, for all nodes. */
     tn_status (*pack_all)(tn_backend *backend, const tn_model *model, const tn_flat *flat);
     tn_status (*finish_all)(tn_backend *backend);
     /* Bytes of one value of a tensor's activation; NULL: those of a float. */

@@ -81,13 +81,13 @@ void tn_sums_free(tn_engine *e) {
 static tn_status start_ready(const tn_batch_run *run, tn_gradient_lane *lane) {
     tn_engine *e = run->engine;
     const tn_buckets *b = &e->buckets[lane->segment];
-    const float *parts[TN_SUM_PARTS_MAX];
+    const float *parts[TN_SUM_PARTS_MAX], *other;
     int chunks = tn_engine_share(e, run->batch).chunks;
     for (; lane->started < b->count && tn_gradient_tree_ready(lane->tree, lane->started); lane->started++) {
         int i = lane->started;
         tn_gradient_tree_parts(lane->tree, i, parts);
         TN_TRY(tn_reduction_start(lane->reductions[i], chunks, b->bounds[i + 1] - b->bounds[i], parts,
-                                  tn_gradient_tree_sum(lane->tree) + b->bounds[i]));
+                                  tn_gradient_tree_sum(lane->tree, &other) + b->bounds[i]));
     }
     return TN_OK;
 }
@@ -123,7 +123,10 @@ static tn_status collect_step(void *context, int index, int worker) {
     tn_plan *plan = tn_executor_plan(e->executor, step->node);
     if (step->kind != TN_STEP_BACKWARD || plan->grad_floats == 0) return TN_OK;
     double start = tn_now();
-    TN_TRY(ops->collect(plan, worker, tn_gradient_tree_sum(c->lane->tree) + step->grad_offset, &e->flat));
+    const float *other;
+    float *sum = tn_gradient_tree_sum(c->lane->tree, &other);
+    TN_TRY(ops->collect(plan, worker, sum + step->grad_offset, other ? other + step->grad_offset : NULL,
+                        &e->flat, tn_engine_flags(e, TN_FLAG_GRADIENT, worker) + step->node));
     tn_engine_trace_work(e, worker, e->model->nodes[step->node].name, "collect", start);
     return TN_OK;
 }

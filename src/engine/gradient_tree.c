@@ -21,6 +21,8 @@ struct tn_gradient_tree {
     tn_sum_part parts[TN_SUM_PARTS_MAX];
     float *sums[TN_SUM_PARTS_MAX];            /* of the parts; NULL until a bucket is finished */
     int part_count, finished[TN_BUCKETS_MAX]; /* parts of each bucket */
+    float *other; /* to be added to the sum: where all chunks are here, the root's second child */
+    bool alone;   /* no other process has chunks */
 };
 
 #define WORKERS_MAX 256
@@ -68,6 +70,7 @@ tn_status tn_gradient_tree_create(tn_backend *backend, int chunks, int share, in
     t->backend = backend;
     t->floats = floats;
     t->max_chunks = chunks;
+    t->alone = share >= chunks;
     int rows = 0;
     for (int level = 0; level < LEVELS; level++) {
         t->parked_row[level] = rows;
@@ -113,6 +116,7 @@ void tn_gradient_tree_begin(tn_gradient_tree *t, int chunks, int first, int coun
     memset(t->finished, 0, sizeof t->finished);
     t->part_count = tn_sum_parts(first, count, chunks, t->parts);
     memset(t->sums, 0, sizeof t->sums);
+    t->other = NULL;
     t->free_count = t->buffer_count;
     memcpy(t->free_buffers, t->buffers, (size_t)t->buffer_count * sizeof *t->buffers);
     size_t rows = (size_t)t->parked_row[LEVELS - 1] + 1;
@@ -149,6 +153,7 @@ static void add(tn_gradient_tree *t, int parent, int bucket, float *left, float 
 
 bool tn_gradient_tree_bring(tn_gradient_tree *t, int chunk, int bucket, float *buffer) {
     int at = chunk, part = 0;
+    float *second = NULL;
     while (chunk >> t->parts[part].level != t->parts[part].position) part++;
     for (int level = 0; level < t->parts[part].level; level++, at >>= 1) {
         /* A subtree without a single chunk adds nothing. */
@@ -156,12 +161,16 @@ bool tn_gradient_tree_bring(tn_gradient_tree *t, int chunk, int bucket, float *b
         int parent = t->parked_row[level] + (at >> 1);
         float *other = meet(t, parent, bucket, buffer);
         if (!other) return false;
-        float *left = at % 2 ? other : buffer;
-        add(t, parent, bucket, left, at % 2 ? buffer : other);
+        float *left = at % 2 ? other : buffer, *right = at % 2 ? buffer : other;
         buffer = left;
+        if (t->alone && level + 1 == t->parts[part].level)
+            second = right;
+        else
+            add(t, parent, bucket, left, right);
     }
     pthread_mutex_lock(&t->mutex);
-    if (!t->sums[part]) t->sums[part] = buffer; /* the same for all buckets */
+    t->sums[part] = buffer; /* these two are the same for all buckets */
+    t->other = second;
     bool ready = ++t->finished[bucket] == t->part_count;
     pthread_mutex_unlock(&t->mutex);
     return ready;
@@ -176,14 +185,15 @@ bool tn_gradient_tree_ready(tn_gradient_tree *t, int bucket) {
 
 int tn_gradient_tree_parts(const tn_gradient_tree *t, int bucket, const float *parts[TN_SUM_PARTS_MAX]) {
     for (int i = 0; i < t->part_count; i++) {
-        TN_ASSERT(t->sums[i]);
+        TN_ASSERT(t->sums[i] && !t->other);
         parts[i] = t->sums[i] + t->bounds[bucket];
     }
     return t->part_count;
 }
 
-float *tn_gradient_tree_sum(const tn_gradient_tree *t) {
+float *tn_gradient_tree_sum(const tn_gradient_tree *t, const float **other) {
     TN_ASSERT(t->part_count == 0 || t->sums[0]);
+    *other = t->other;
     return t->part_count ? t->sums[0] : t->buffers[0];
 }
 

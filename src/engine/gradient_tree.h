@@ -43,12 +43,13 @@ bool tn_gradient_tree_bring(tn_gradient_tree *tree, int chunk, int bucket, float
 bool tn_gradient_tree_ready(tn_gradient_tree *tree, int bucket);
 
 /* The parts, from left to right, of a bucket that is ready: each points to the bucket's first float. Returns
- * how many. Valid until the next begin. */
+ * how many. Valid until the next begin. For trees that are shared. */
 int tn_gradient_tree_parts(const tn_gradient_tree *tree, int bucket, const float *parts[TN_SUM_PARTS_MAX]);
 
 /* Where the sum of all buckets is, once all are ready: the first part, or where there is none a buffer for
- * what other processes sum up. */
-float *tn_gradient_tree_sum(const tn_gradient_tree *tree);
+ * what other processes sum up. Of a tree that is not shared the last addition is left to the caller, who can
+ * divide it among workers: the sum is then what is returned plus *other; else *other is NULL. */
+float *tn_gradient_tree_sum(const tn_gradient_tree *tree, const float **other);
 
 size_t tn_gradient_tree_bytes(const tn_gradient_tree *tree);
 

@@ -31,14 +31,6 @@ static tn_status run_segment(tn_batch_run *run) {
     return segment->merge == TN_MERGE_NONE ? TN_OK : merge(run, segment, &share);
 }
 
-static tn_status finish_node(void *context, int node, int worker) {
-    tn_engine *e = context;
-    const tn_node_ops *ops = tn_engine_node_ops(e, node);
-    if (!ops->finish) return TN_OK;
-    return ops->finish(tn_executor_plan(e->executor, node), &e->flat,
-                       tn_engine_flags(e, TN_FLAG_GRADIENT, worker) + node);
-}
-
 static tn_status issue_gradients(tn_engine *e, const tn_batch *batch) {
     const tn_program *program = tn_executor_program(e->executor, true);
     const tn_backend_ops *ops = e->backend->ops;
@@ -47,10 +39,7 @@ static tn_status issue_gradients(tn_engine *e, const tn_batch *batch) {
     for (; run.segment < program->segment_count; run.segment++) TN_TRY(run_segment(&run));
     TN_TRY(tn_sums_finish(e));
     TN_TRY(tn_ranks_sum_norms(e, batch));
-    if (ops->finish_all)
-        TN_TRY(ops->finish_all(e->backend));
-    else
-        TN_TRY(tn_pool_run(e->pool, e->model->node_count, finish_node, e));
+    if (ops->finish_all) TN_TRY(ops->finish_all(e->backend));
     TN_TRY(ops->scalar_gradients(e->backend, e->model, &e->flat, flags + e->model->node_count));
     TN_TRY(tn_ranks_share_flags(e));
     return ops->any(e->backend, e->report.flags,

@@ -2,7 +2,7 @@
  *
  * s is folded into the packed weights; a linear layer that adds its own input computes with s W + I. c and a
  * vector bias go into the bias vector; r is a binary add, the activation an eltwise, d a binary add of one
- * scalar.
+ * scalar. Those three are loops of ours behind a linear layer.
  *
  * A chunk's own gradients are the packed dL/d(sW), the vector bias (linear), the sum of dz, the sum of dy. */
 #include <string.h>
@@ -10,6 +10,8 @@
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/dnn.h"
 #include "base/memory.h"
+
+#define PIECE 2048 /* floats */
 
 typedef struct conv_plan {
     tn_plan head;
@@ -58,9 +60,9 @@ static tn_dnn_shape dnn_shape(const conv_plan *plan, bool training) {
                       .stride = linear ? 1 : node->stride,
                       .padding = linear ? 0 : node->padding,
                       .bias = plan->has_bias,
-                      .residual = node->residual >= 0 && !tn_node_adds_own_input(node),
-                      .relu = node->relu,
-                      .carry = node->carry >= 0,
+                      .residual = !linear && node->residual >= 0,
+                      .relu = !linear && node->relu,
+                      .carry = !linear && node->carry >= 0,
                       .need_weight_gradient = training && !is_fixed(plan),
                       .need_data_gradient = training && node->input != 0};
     return s;
@@ -110,19 +112,29 @@ static tn_status conv_plan_make(tn_backend *backend, const tn_model *model, int 
     return TN_OK;
 }
 
+/* What follows the product of a linear layer. oneDNN's own epilogue would turn NaN into 0 in a ReLU. */
+static void linear_epilogue(const conv_plan *plan, const tn_args *a) {
+    const tn_node *node = plan->head.node;
+    if (node->residual >= 0 && !tn_node_adds_own_input(node)) tn_cpu_add(a->y, a->r, plan->chunk_floats);
+    if (node->relu || node->carry >= 0) tn_cpu_activation(a->y, plan->chunk_floats, node->relu, *plan->carry);
+}
+
 static tn_status conv_forward(tn_plan *head, const tn_args *a) {
     conv_plan *plan = (conv_plan *)(void *)head;
     const tn_node *node = head->node;
+    bool linear = node->kind == TN_NODE_LINEAR;
     const void *data[DNN_ARGS_MAX];
     int n = 0;
     data[n++] = a->x;
     data[n++] = plan->forward_weights;
     if (plan->has_bias) data[n++] = plan->bias;
     data[n++] = a->y;
-    if (node->residual >= 0 && !tn_node_adds_own_input(node)) data[n++] = a->r;
-    if (node->carry >= 0) data[n++] = plan->carry;
+    if (!linear && node->residual >= 0) data[n++] = a->r;
+    if (!linear && node->carry >= 0) data[n++] = plan->carry;
     data[n++] = a->scratch;
-    return tn_dnn_run(&plan->dnn.forward, a->worker, data);
+    TN_TRY(tn_dnn_run(&plan->dnn.forward, a->worker, data));
+    if (linear) linear_epilogue(plan, a);
+    return TN_OK;
 }
 
 static void column_sums(const float *dz, int rows, int columns, float *out) {
@@ -150,8 +162,27 @@ static tn_status conv_backward(tn_plan *head, const tn_args *a) {
     const void *weights[] = {a->x, a->dz, a->grad, a->scratch};
     if (!is_fixed(plan)) TN_TRY(tn_dnn_run(&plan->dnn.backward_weights, a->worker, weights));
     if (!a->dx) return TN_OK;
-    const void *data[] = {a->dz, plan->backward_weights, a->dx, a->scratch};
+    bool same = !plan->dnn.pack_backward.primitive;
+    const void *data[] = {a->dz, same ? plan->forward_weights : plan->backward_weights, a->dx, a->scratch};
     return tn_dnn_run(&plan->dnn.backward_data, a->worker, data);
+}
+
+/* (s W, or s W + I) to where forward reads it, and to where backward does if that is elsewhere. */
+static tn_status pack_weights(conv_plan *plan, int worker, const float *weights, float s) {
+    const tn_node *node = plan->head.node;
+    bool plain = !plan->dnn.pack_forward.primitive;
+    if (plain || s != 1.0f || tn_node_adds_own_input(node)) {
+        float *scaled = plain ? plan->forward_weights : plan->cpu->weight_scratch[worker];
+        tn_cpu_scale(scaled, weights, s, weight_of(plan)->count);
+        for (int j = 0; tn_node_adds_own_input(node) && j < plan->outputs; j++)
+            scaled[(size_t)j * (size_t)(plan->outputs + 1)] += 1.0f;
+        weights = scaled;
+    }
+    const void *forward[] = {weights, plan->forward_weights, NULL};
+    if (!plain) TN_TRY(tn_dnn_run(&plan->dnn.pack_forward, worker, forward));
+    if (!plan->dnn.pack_backward.primitive) return TN_OK;
+    const void *backward[] = {weights, plan->backward_weights, NULL};
+    return tn_dnn_run(&plan->dnn.pack_backward, worker, backward);
 }
 
 static tn_status conv_pack(tn_plan *head, int worker, const tn_flat *flat, int *nonfinite) {
@@ -170,46 +201,53 @@ static tn_status conv_pack(tn_plan *head, int worker, const tn_flat *flat, int *
     if (!tn_cpu_finite(weights, w->count) || !tn_cpu_finite(&s, 1) || !tn_cpu_finite(plan->carry, 1) ||
         !tn_cpu_finite(plan->bias, (size_t)plan->outputs))
         *nonfinite = 1;
-    if (s != 1.0f || tn_node_adds_own_input(node)) {
-        float *scaled = plan->cpu->weight_scratch[worker];
-        tn_cpu_scale(scaled, weights, s, w->count);
-        for (int j = 0; tn_node_adds_own_input(node) && j < plan->outputs; j++)
-            scaled[(size_t)j * (size_t)(plan->outputs + 1)] += 1.0f;
-        weights = scaled;
-    }
-    const void *forward[] = {weights, plan->forward_weights, NULL};
-    TN_TRY(tn_dnn_run(&plan->dnn.pack_forward, worker, forward));
-    if (!plan->dnn.backward_weight_floats) return TN_OK;
-    const void *backward[] = {weights, plan->backward_weights, NULL};
-    return tn_dnn_run(&plan->dnn.pack_backward, worker, backward);
+    return pack_weights(plan, worker, weights, s);
 }
 
-static tn_status conv_collect(tn_plan *head, int worker, const float *grad, const tn_flat *flat) {
-    conv_plan *plan = (conv_plan *)(void *)head;
-    const tn_node *node = head->node;
-    const void *data[] = {grad, flat->grads + weight_of(plan)->offset, NULL};
-    if (!is_fixed(plan)) TN_TRY(tn_dnn_run(&plan->dnn.unpack, worker, data));
-    const float *rest = grad + plan->dnn.grad_floats;
-    if (node->bias >= 0) {
-        memcpy(flat->grads + head->model->params[node->bias].offset, rest,
-               (size_t)plan->outputs * sizeof(float));
-        rest += plan->outputs;
+/* The sum of the halves of a gradient (the second may be missing) becomes dW = s G; *product is <G, W> where
+ * s is learned. A few passes over pieces that stay in the first cache. */
+static tn_status collect_weights(conv_plan *plan, int worker, float *grad, const float *other,
+                                 const tn_flat *flat, float *product, bool *finite) {
+    const tn_node *node = plan->head.node;
+    const tn_param *w = weight_of(plan);
+    float *to = flat->grads + w->offset;
+    float s = tn_node_scale(node, plan->head.model, flat->values);
+    double sum = 0;
+    if (plan->dnn.unpack.primitive) {
+        if (other) tn_cpu_add(grad, other, plan->dnn.grad_floats);
+        const void *data[] = {grad, to, NULL};
+        TN_TRY(tn_dnn_run(&plan->dnn.unpack, worker, data));
+        grad = to, other = NULL;
     }
-    float *sums = flat->sums + 3 * (node - head->model->nodes);
-    sums[0] = rest[0];
-    sums[1] = rest[1];
+    for (size_t at = 0; at < w->count; at += PIECE) {
+        size_t n = w->count - at < PIECE ? w->count - at : PIECE;
+        if (other)
+            tn_cpu_sum(to + at, grad + at, other + at, n);
+        else if (grad != to)
+            memcpy(to + at, grad + at, n * sizeof *to);
+        if (node->scale.param >= 0) sum += tn_cpu_dot(to + at, flat->values + w->offset + at, n);
+        if (s != 1.0f) tn_cpu_scale(to + at, to + at, s, n);
+        *finite &= tn_cpu_finite(to + at, n);
+    }
+    *product = (float)sum;
     return TN_OK;
 }
 
-static tn_status conv_finish(tn_plan *head, const tn_flat *flat, int *nonfinite) {
+static tn_status conv_collect(tn_plan *head, int worker, float *grad, const float *other, const tn_flat *flat,
+                              int *nonfinite) {
     conv_plan *plan = (conv_plan *)(void *)head;
     const tn_node *node = head->node;
-    const tn_param *w = weight_of(plan);
-    float *grads = flat->grads + w->offset, *sums = flat->sums + 3 * (node - head->model->nodes);
-    float s = tn_node_scale(node, head->model, flat->values);
-    if (node->scale.param >= 0) sums[2] = (float)tn_cpu_dot(grads, flat->values + w->offset, w->count);
-    if (s != 1.0f) tn_cpu_scale(grads, grads, s, w->count);
-    if (!tn_cpu_finite(grads, w->count) || !tn_cpu_finite(sums, 3)) *nonfinite = 1;
+    float *sums = flat->sums + 3 * (node - head->model->nodes), *rest = grad + plan->dnn.grad_floats;
+    size_t rest_floats = head->grad_floats - plan->dnn.grad_floats;
+    bool finite = true;
+    if (!is_fixed(plan)) TN_TRY(collect_weights(plan, worker, grad, other, flat, &sums[2], &finite));
+    if (other) tn_cpu_add(rest, other + plan->dnn.grad_floats, rest_floats);
+    if (node->bias >= 0)
+        memcpy(flat->grads + head->model->params[node->bias].offset, rest,
+               (size_t)plan->outputs * sizeof(float));
+    sums[0] = rest[rest_floats - 2];
+    sums[1] = rest[rest_floats - 1];
+    if (!finite || !tn_cpu_finite(rest, rest_floats) || !tn_cpu_finite(sums, 3)) *nonfinite = 1;
     return TN_OK;
 }
 
@@ -218,5 +256,4 @@ const tn_node_ops tn_cpu_conv = {.plan = conv_plan_make,
                                  .forward = conv_forward,
                                  .backward = conv_backward,
                                  .pack = conv_pack,
-                                 .collect = conv_collect,
-                                 .finish = conv_finish};
+                                 .collect = conv_collect};

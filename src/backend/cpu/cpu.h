@@ -27,13 +27,17 @@ typedef struct tn_cpu_sums {
     bool finite; /* every y was */
 } tn_cpu_sums;
 
+/* y[i] = act(y[i]) + carry, where act is ReLU or nothing. NaN stays NaN. */
+void tn_cpu_activation(float *y, size_t count, bool relu, float carry);
+
 /* dz[i] = sum of parts dy[.][i] where y[i] > threshold (everywhere without relu). dz may be one of the parts.
  */
 tn_cpu_sums tn_cpu_activation_backward(size_t count, const float *y, bool relu, float threshold,
                                        const float *const *dy, int parts, float *dz);
 
-/* to[i] += from[i]; to[i] = factor * from[i] */
+/* to[i] += from[i]; to[i] = a[i] + b[i]; to[i] = factor * from[i] */
 void tn_cpu_add(float *to, const float *from, size_t count);
+void tn_cpu_sum(float *to, const float *a, const float *b, size_t count);
 void tn_cpu_scale(float *to, const float *from, float factor, size_t count);
 
 /* Sum of a[i] * b[i] in double, in a fixed order. */

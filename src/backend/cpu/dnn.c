@@ -119,9 +119,11 @@ static tn_status describe_operands(planner *p) {
     dnnl_dims_t b = {s->out_channels}, one = {1, 1, 1, 1};
     dnnl_format_tag_t activation = s->linear ? dnnl_nc : dnnl_nhwc;
     DNN_TRY(dnnl_memory_desc_init_by_tag(&p->x, rank, x, dnnl_f32, activation));
-    DNN_TRY(dnnl_memory_desc_init_by_tag(&p->weights, rank, w, dnnl_f32, dnnl_format_tag_any));
     DNN_TRY(
         dnnl_memory_desc_init_by_tag(&p->plain_weights, rank, w, dnnl_f32, s->linear ? dnnl_ab : dnnl_abcd));
+    p->weights = p->plain_weights;
+    if (!s->linear)
+        DNN_TRY(dnnl_memory_desc_init_by_tag(&p->weights, rank, w, dnnl_f32, dnnl_format_tag_any));
     DNN_TRY(dnnl_memory_desc_init_by_tag(&p->bias, 1, b, dnnl_f32, dnnl_a));
     DNN_TRY(dnnl_memory_desc_init_by_tag(&p->y, rank, y, dnnl_f32, activation));
     return check(
@@ -186,9 +188,11 @@ static const dnnl_memory_desc_t *query(const_dnnl_primitive_desc_t pd, dnnl_quer
     return dnnl_primitive_desc_query_md(pd, what, 0);
 }
 
+/* None where there is nothing to reorder. */
 static tn_status reorder_make(planner *p, tn_dnn_kernel *kernel, const dnnl_memory_desc_t *from,
                               const dnnl_memory_desc_t *to) {
     dnnl_primitive_desc_t pd;
+    if (dnnl_memory_desc_equal(from, to)) return TN_OK;
     DNN_TRY(dnnl_reorder_primitive_desc_create(&pd, from, engine, to, engine, p->plain_attr));
     tn_status status = kernel_make(kernel, pd, p->workers, 2, (int[]){DNNL_ARG_FROM, DNNL_ARG_TO},
                                    (const dnnl_memory_desc_t *[]){from, to});
@@ -224,10 +228,11 @@ static tn_status make_backward(planner *p, tn_dnn_conv *out) {
     }
     if (p->data) {
         const dnnl_memory_desc_t *weights = query(p->data, dnnl_query_weights_md);
-        out->backward_weight_floats = dnnl_memory_desc_get_size(weights) / sizeof(float);
         TN_TRY(kernel_make(&out->backward_data, p->data, p->workers, 3,
                            (int[]){DNNL_ARG_DIFF_DST, DNNL_ARG_WEIGHTS, DNNL_ARG_DIFF_SRC},
                            (const dnnl_memory_desc_t *[]){&p->y, weights, &p->x}));
+        if (dnnl_memory_desc_equal(weights, query(p->forward, dnnl_query_weights_md))) return TN_OK;
+        out->backward_weight_floats = dnnl_memory_desc_get_size(weights) / sizeof(float);
         TN_TRY(reorder_make(p, &out->pack_backward, &p->plain_weights, weights));
     }
     return TN_OK;

@@ -2,8 +2,9 @@
  * alone.
  *
  * Written for oneDNN 2.6. Primitives are planned once and run on any worker thread; each worker has its own
- * memory objects and brings its own scratchpad. Activations are NHWC, packed weights are in the layout oneDNN
- * prefers. */
+ * memory objects and brings its own scratchpad. Activations are NHWC, weights of convolutions are in the
+ * layout oneDNN prefers, those of linear layers are plain: its kernels for blocked weights are no faster, and
+ * all that happens to the weights between two batches then is arithmetic alone. */
 #ifndef TN_CPU_DNN_H
 #define TN_CPU_DNN_H
 
@@ -39,10 +40,13 @@ typedef struct tn_dnn_shape {
 typedef struct tn_dnn_conv {
     tn_dnn_kernel
         forward; /* x, weights, bias, y, residual, carry, scratch (those that exist, in this order) */
-    tn_dnn_kernel backward_data;                                       /* dz, weights, dx, scratch */
-    tn_dnn_kernel backward_weights;                                    /* x, dz, packed gradient, scratch */
-    tn_dnn_kernel pack_forward, pack_backward, unpack;                 /* from, to */
-    size_t forward_weight_floats, backward_weight_floats, grad_floats; /* of the packed buffers */
+    tn_dnn_kernel backward_data;    /* dz, weights, dx, scratch */
+    tn_dnn_kernel backward_weights; /* x, dz, packed gradient, scratch */
+    /* from, to. There is none where the layout is the plain one, and no pack_backward where backward_data
+     * reads what forward reads. */
+    tn_dnn_kernel pack_forward, pack_backward, unpack;
+    /* Of the packed buffers; no backward weights where there is no pack_backward. */
+    size_t forward_weight_floats, backward_weight_floats, grad_floats;
 } tn_dnn_conv;
 
 /* Plans all kernels of a shape. On failure nothing is left behind. */

@@ -50,9 +50,9 @@ TN_SIMD static block_sums linear_block(size_t n, const float *y, const float *a,
     return (block_sums){sum_dy, sum_dy, poison};
 }
 
-TN_SIMD static void add_block(size_t n, const float *a, const float *b, float *to) {
+TN_SIMD void tn_cpu_sum(float *to, const float *a, const float *b, size_t count) {
 #pragma omp simd
-    for (size_t i = 0; i < n; i++) to[i] = a[i] + b[i];
+    for (size_t i = 0; i < count; i++) to[i] = a[i] + b[i];
 }
 
 tn_cpu_sums tn_cpu_activation_backward(size_t count, const float *y, bool relu, float threshold,
@@ -66,7 +66,7 @@ tn_cpu_sums tn_cpu_activation_backward(size_t count, const float *y, bool relu, 
         int left = parts;
         /* All but the last two parts are folded into a small buffer. */
         for (; left > 2 || (left == 2 && !relu); left--) {
-            add_block(n, first, dy[left - 1] + at, folded);
+            tn_cpu_sum(folded, first, dy[left - 1] + at, n);
             first = folded;
         }
         block_sums b = !relu       ? linear_block(n, y + at, first, dz + at)
@@ -78,6 +78,12 @@ tn_cpu_sums tn_cpu_activation_backward(size_t count, const float *y, bool relu, 
     }
     sums.finite = poison == 0.0;
     return sums;
+}
+
+TN_SIMD void tn_cpu_activation(float *y, size_t count, bool relu, float carry) {
+    float least = relu ? 0.0f : -INFINITY;
+#pragma omp simd
+    for (size_t i = 0; i < count; i++) y[i] = (y[i] < least ? least : y[i]) + carry;
 }
 
 TN_SIMD void tn_cpu_add(float *to, const float *from, size_t count) {

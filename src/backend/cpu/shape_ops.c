@@ -56,11 +56,12 @@ static tn_status shape_pack(tn_plan *head, int worker, const tn_flat *flat, int 
     return TN_OK;
 }
 
-static tn_status shape_collect(tn_plan *head, int worker, const float *grad, const tn_flat *flat) {
+static tn_status shape_collect(tn_plan *head, int worker, float *grad, const float *other,
+                               const tn_flat *flat, int *nonfinite) {
     (void)worker;
     float *sums = flat->sums + 3 * (head->node - head->model->nodes);
-    sums[0] = grad[0];
-    sums[1] = grad[1];
+    for (int i = 0; i < 2; i++) sums[i] = other ? grad[i] + other[i] : grad[i];
+    if (!tn_cpu_finite(sums, 2)) *nonfinite = 1;
     return TN_OK;
 }
 
