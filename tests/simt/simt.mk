@@ -49,6 +49,11 @@ $(BUILD)/simt/$(1)/test_cuda_%: $(BUILD)/simt/$(1)/$(SIMT_DIR)/test_cuda_%.o $(S
     $(call OBJ,$(SUPPORT_SRC)) $(BUILD)/simt/$(1)/libtested.a $(BUILD)/libtaunet.a $(BUILD)/simt/$(1)/libsimt.a
 	g++ -g -fopenmp -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(LDLIBS) $(SIMT_TEST_LIBS) $(SIMT_LIBS)
 endef
+# Counts a training step (count_step.c).
+SIMT_WRAPPED := $(foreach f,forward backward_data backward_weights,-Wl,--wrap=tn_launch_conv3x3_$(f))
+$(BUILD)/simt/check/count_step: $(patsubst %,$(BUILD)/simt/check/$(SIMT_DIR)/%.o,count_step expected_flops least_traffic) \
+    $(SIMT_BACKEND:%=$(BUILD)/simt/check/%) $(BUILD)/simt/check/libtested.a $(BUILD)/libtaunet.a $(BUILD)/simt/check/libsimt.a
+	g++ -g -fopenmp $(SIMT_WRAPPED) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LDLIBS) $(SIMT_LIBS)
 $(eval $(call SIMT_BUILD,plain,$(SIMT_PLAIN_SRC),-DSIMT_INSTRUMENTED=0))
 $(eval $(call SIMT_BUILD,check,$(SIMT_SRC),-DSIMT_INSTRUMENTED=1))
 
