@@ -52,7 +52,8 @@ typedef struct simt_counters {
     uint64_t atomics, fma_flops, tf32_flops, bf16_flops;
 } simt_counters;
 void simt_count(int on);
-/* Of each launch run only so many blocks, spread over its grid, and let their counts stand for all: whole
+/* Of each launch run only so many blocks, spread over its grid (none while counting is off, and none of a
+ * launch that differs from an earlier one in addresses alone), and let their counts stand for all: whole
  * training steps of real sizes in seconds. Device memory starts as zeros, results mean nothing, products of
  * cuBLAS and long fills are counted but not made, and nothing is checked but bounds. 0: all blocks.
  * SIMT_SAMPLE. Set it before anything is allocated. */

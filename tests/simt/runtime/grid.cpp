@@ -1,6 +1,7 @@
 /* Runs the blocks of a launch: on the calling OS thread, and in the plain build on a pool beside it. */
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
@@ -81,13 +82,14 @@ static uint64_t sampled_block(uint64_t n, uint64_t blocks) {
     return (uint64_t)((n * 0x9e3779b97f4a7c15u >> 32) * (unsigned __int128)blocks >> 32);
 }
 
-/* Runs some of the blocks for the sake of their counts; returns how many. */
+/* Runs some of the blocks, or all, for the sake of their counts; returns how many. */
 static uint64_t work_sampled(const Launch &launch, uint64_t sample) {
     Worker &w = own_worker();
     char *base;
     shared_poison();
     place_dynamic(w, launch.request.shared, base);
-    for (uint64_t i = 0; i < sample; i++) run_block(w, launch, sampled_block(i, launch.blocks));
+    for (uint64_t i = 0; i < sample; i++)
+        run_block(w, launch, sample == launch.blocks ? i : sampled_block(i, launch.blocks));
     w.dynamic = base;
     w.launch = nullptr;
     return sample;
@@ -156,8 +158,8 @@ void run_grid(Launch &launch) {
     const dim3 &b = launch.request.block;
     BlockOrder order(launch.number, launch.blocks);
     int helpers = settings().os_threads - 1;
-    if (settings().sample && settings().sample < launch.blocks) {
-        count_launch(launch, work_sampled(launch, settings().sample));
+    if (uint64_t sample = std::min(settings().sample, launch.blocks)) {
+        if (settings().counting && !count_again(launch)) count_launch(launch, work_sampled(launch, sample));
         return;
     }
     if (helpers > 0 && launch.blocks > 1 && launch.blocks * b.x * b.y * b.z >= 4096) {

@@ -189,6 +189,7 @@ void count_tile(const void *memory, int rows, size_t row_bytes, size_t pitch, bo
 void count_barrier();
 void count_block();
 void count_launch(const Launch &launch, uint64_t blocks_run);
+bool count_again(const Launch &launch); /* one that has been counted: done */
 void count_flops(bool narrow, uint64_t flops);
 void count_copy(const void *dst, size_t written, const void *src, size_t read, Site site);
 #else
@@ -201,6 +202,9 @@ inline void count_tile(const void *, int, size_t, size_t, bool) {}
 inline void count_barrier() {}
 inline void count_block() {}
 inline void count_launch(const Launch &, uint64_t) {}
+inline bool count_again(const Launch &) {
+    return false;
+}
 inline void count_flops(bool, uint64_t) {}
 inline void count_copy(const void *, size_t, const void *, size_t, Site) {}
 #endif
