@@ -142,6 +142,10 @@ static __global__ void __launch_bounds__(THREADS)
     dw[(size_t)(i % pairs) * 9 + i / pairs] = sum;
 }
 
+void tn_add_splits(unsigned pairs, int splits, const float *partial, float *dw, cudaStream_t stream) {
+    TN_LAUNCH(add_splits, (9 * pairs + 31) / 32, THREADS, 0, stream, pairs, splits, partial, dw);
+}
+
 template <typename X, typename Y, int STRIDE, int CT>
 static void launch_partial(const tn_conv_shape *s, const void *x, const void *dz, float *partial,
                            cudaStream_t stream) {
@@ -170,6 +174,6 @@ cudaError_t tn_launch_conv3x3_backward_weights(const tn_conv_shape *shape, tn_st
     float *partial = static_cast<float *>(workspace);
     const unsigned pairs = (unsigned)shape->out_channels * (unsigned)shape->in_channels;
     TN_PICK2(backward_weights, x_store, y_store)(shape, x, dz, partial, stream);
-    TN_LAUNCH(add_splits, (9 * pairs + 31) / 32, THREADS, 0, stream, pairs, split_count(shape), partial, dw);
+    tn_add_splits(pairs, split_count(shape), partial, dw, stream);
     return cudaGetLastError();
 }

@@ -3,6 +3,8 @@
  *
  * Outputs are overwritten; only convert and square_sum see activations. Packing runs over the elements of
  * what is written, for all tensors of a network in one launch. */
+#include <mma.h>
+
 #include "kernels/device.cuh"
 
 template <typename A, typename B>
@@ -48,6 +50,14 @@ __device__ __forceinline__ float packed_value(const tn_pack_item &p, float s, un
         in = i % p.in;
         tap = p.taps - 1 - i / p.in % p.taps;
         out = i / p.in / p.taps;
+    } else if (p.layout == TN_PACK_TAPS_FORWARD) {
+        out = i % p.out;
+        in = i / p.out % p.in;
+        tap = i / p.out / p.in;
+    } else if (p.layout == TN_PACK_TAPS_BACKWARD) {
+        in = i % p.in;
+        out = i / p.in % p.out;
+        tap = p.taps - 1 - i / p.in / p.out;
     } else {
         out = i / p.ld;
         tap = i % p.ld / p.in;
@@ -62,7 +72,8 @@ static __global__ void __launch_bounds__(THREADS)
     pack_kernel(const tn_pack_item *__restrict__ items, const tn_piece *__restrict__ pieces) {
     const tn_piece piece = pieces[blockIdx.x];
     const tn_pack_item item = items[piece.item];
-    const bool gemm = item.layout == TN_PACK_GEMM;
+    const bool gemm = item.layout == TN_PACK_GEMM,
+               taps = item.layout == TN_PACK_TAPS_FORWARD || item.layout == TN_PACK_TAPS_BACKWARD;
     const unsigned count = gemm ? item.out * item.ld : item.out * item.in * item.taps,
                    first = (unsigned)piece.first;
     const unsigned last = min(first + TN_PIECE, count);
@@ -71,10 +82,10 @@ static __global__ void __launch_bounds__(THREADS)
     for (unsigned i = first + threadIdx.x; i < last; i += THREADS) {
         const float v = packed_value(item, s, i);
         bad = bad || !is_finite(v);
-        if (gemm && item.store == TN_STORE_BF16)
+        if (item.store == TN_STORE_BF16)
             static_cast<bf16 *>(item.to)[i] = from_float<bf16>(v);
         else
-            static_cast<float *>(item.to)[i] = v;
+            static_cast<float *>(item.to)[i] = taps ? nvcuda::wmma::__float_to_tf32(v) : v;
     }
     raise_flag(item.nonfinite, bad);
 }

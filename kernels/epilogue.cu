@@ -97,6 +97,10 @@ static __global__ void __launch_bounds__(THREADS)
     sums[1] = (float)dy;
 }
 
+void tn_merge_sums(int blocks, const double *partial, float *sums, cudaStream_t stream) {
+    TN_LAUNCH(merge_sums, 1, THREADS, 0, stream, blocks, partial, sums);
+}
+
 template <typename T>
 static void backward(unsigned count, tn_parts dy, const uint32_t *mask, void *dz, double *partial,
                      unsigned blocks, int *nonfinite, cudaStream_t stream) {
@@ -116,7 +120,7 @@ cudaError_t tn_launch_epilogue_backward(size_t count, tn_storage store, tn_parts
     if (blocks > SUM_BLOCKS && sums) blocks = SUM_BLOCKS;
     double *partial = sums ? static_cast<double *>(workspace) : NULL;
     TN_PICK1(backward, store)((unsigned)count, dy, mask, dz, partial, blocks, nonfinite, stream);
-    if (sums) TN_LAUNCH(merge_sums, 1, THREADS, 0, stream, (int)blocks, partial, sums);
+    if (sums) tn_merge_sums((int)blocks, partial, sums, stream);
     return cudaGetLastError();
 }
 

@@ -91,6 +91,39 @@ cudaError_t tn_launch_conv3x3_backward_weights(const tn_conv_shape *shape, tn_st
                                                cudaStream_t stream);
 size_t tn_conv3x3_workspace(const tn_conv_shape *shape);
 
+/* ---- conv_wmma.cu: 3x3 on tensor cores, stride 1 or 2, padding 1, channels multiples of 16 ---- */
+
+/* What products are made of: bf16, or float32 rounded to tf32 (then all storages are float32). Sums are
+ * float32. */
+typedef enum tn_wmma { TN_WMMA_BF16, TN_WMMA_TF32 } tn_wmma;
+
+/* 1 where the kernels take this shape, in all directions that they have. */
+int tn_wmma3x3_takes(const tn_conv_shape *shape, tn_wmma unit);
+/* y = epilogue(conv(x, w)). w is packed as TN_PACK_TAPS_FORWARD. r may be y. */
+cudaError_t tn_launch_wmma3x3_forward(const tn_conv_shape *shape, tn_wmma unit, tn_storage x_store,
+                                      const void *x, const void *w, tn_epilogue epilogue, tn_storage y_store,
+                                      void *y, cudaStream_t stream);
+/* What may follow backward data, so that dx is already the dz of whoever made x: dx = mask * (conv + r), and
+ * sums[0] = sum of dx, sums[1] = the same before the mask. All members may be NULL; r has the storage of dx
+ * and may be dx; the flag looks at conv + r. */
+typedef struct tn_gate {
+    const void *r;
+    const uint32_t *mask;
+    float *sums;
+    int *nonfinite;
+} tn_gate;
+/* dx from dz, stride 1; w is packed as TN_PACK_TAPS_BACKWARD. workspace of tn_wmma3x3_sum_workspace bytes,
+ * NULL without sums. */
+cudaError_t tn_launch_wmma3x3_backward_data(const tn_conv_shape *shape, tn_wmma unit, tn_storage y_store,
+                                            const void *dz, const void *w, tn_gate gate, tn_storage x_store,
+                                            void *dx, void *workspace, cudaStream_t stream);
+size_t tn_wmma3x3_sum_workspace(const tn_conv_shape *shape, tn_wmma unit);
+/* dw (OIHW, float) from x and dz; workspace of tn_wmma3x3_workspace bytes, aligned to 32. */
+cudaError_t tn_launch_wmma3x3_backward_weights(const tn_conv_shape *shape, tn_wmma unit, tn_storage x_store,
+                                               const void *x, tn_storage y_store, const void *dz,
+                                               void *workspace, float *dw, cudaStream_t stream);
+size_t tn_wmma3x3_workspace(const tn_conv_shape *shape, tn_wmma unit);
+
 /* ---- im2col.cu: any kernel, stride and padding; the GEMM is the caller's ---- */
 
 /* columns[pixel][ld]: output pixel (n, oh, ow) gets x at (oh * stride - padding + kh, ow * stride - padding +
@@ -315,11 +348,13 @@ cudaError_t tn_launch_convert(size_t count, tn_storage from_store, const void *f
 typedef enum tn_pack_layout {
     TN_PACK_CONV_FORWARD,  /* float [in][taps][out] */
     TN_PACK_CONV_BACKWARD, /* float [out][taps reversed][in] */
-    TN_PACK_GEMM           /* `store` [out][ld], a row being [taps][in] and zeros to ld: im2col's order */
+    TN_PACK_GEMM,          /* `store` [out][ld], a row being [taps][in] and zeros to ld: im2col's order */
+    TN_PACK_TAPS_FORWARD,  /* `store` [taps][in][out], floats rounded to tf32 */
+    TN_PACK_TAPS_BACKWARD  /* `store` [taps reversed][out][in], floats rounded to tf32 */
 } tn_pack_layout;
 typedef struct tn_pack_item {
     int layout; /* tn_pack_layout */
-    int store;  /* tn_storage of GEMM */
+    int store;  /* tn_storage of GEMM and TAPS */
     int out, in, taps, ld;
     int identity; /* linear [n][n] that adds its own input: s W + I */
     const float *from;

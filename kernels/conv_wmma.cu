@@ -1,0 +1,453 @@
+/* Direct 3x3 convolution on tensor cores, padding 1, stride 1 or 2, NHWC, channel counts that are multiples
+ * of 16; its weight gradient is in conv_wmma_weights.cu, the tiles are described in wmma.cuh.
+ *
+ * - forward: y = act(s * conv(x, w) + c + bias + r) + d, and the ReLU mask, in one pass
+ * - backward data of stride 1: the same with reversed taps and exchanged channels; dx = gate * (conv + r) and
+ *   its sums, where r is another part of the gradient and gate the mask of whoever made x
+ *
+ * Up to 128 bytes of channels (64 in bf16), the weights of a block's output channels stay in shared memory
+ * while the block goes through its tiles, loading one ahead. Above, and for images of which too few rows
+ * would fit, a block computes one tile and takes input and weights in slices of 32 bytes of channels, loading
+ * one slice ahead; its sums stay in registers meanwhile. Outputs are overwritten; y may be r. */
+#include "kernels/wmma.cuh"
+
+#define COLUMNS       64 /* output channels of a block, at most */
+#define STAGING_PITCH 20 /* floats from row to row of the 16x16 sums on their way through shared memory */
+#define STAGING_BYTES (16 * STAGING_PITCH * (int)sizeof(float)) /* of a warp */
+#define WIDE_WARPS    16                                        /* of a block that streams */
+
+typedef struct conv_job {
+    wmma_tiles t;
+    int buffers, x_bytes, w_bytes; /* of input: how many; bytes of one, and of one of weights */
+    int x_pitch, w_pitch;
+    int depth, columns; /* channels of a slice; output channels of a block */
+} conv_job;
+
+typedef struct conv_end {
+    tn_epilogue e;
+    const uint32_t *gate; /* backward data */
+    double *partial;      /* [blocks][2]: sums after and before the gate; NULL: not wanted */
+} conv_end;
+
+/* ---- masks: each lane has 8 channels of a pixel, of every one of NT groups of 16 ---- */
+
+/* Bits of this lane's channels from a mask, one request for all NT where the layout allows. `byte` is that of
+ * the pixel's first channel; all lanes of a warp call this. */
+template <int NT>
+__device__ __forceinline__ void read_bits(const uint32_t *mask, size_t byte, bool inside, bool whole,
+                                          int left, unsigned (&bits)[NT]) {
+    const uint8_t *from = reinterpret_cast<const uint8_t *>(mask) + byte;
+    const int lane = threadIdx.x % 32, half = lane % 2;
+    if (NT == 1 || !whole) {
+#pragma unroll
+        for (int j = 0; j < NT; j++) bits[j] = inside && 16 * j < left ? from[2 * j + half] : 0;
+        return;
+    }
+    unsigned word = 0;
+    if (inside && NT == 2) word = reinterpret_cast<const uint16_t *>(from)[half];
+    if (inside && NT == 4) word = reinterpret_cast<const uint32_t *>(from)[half];
+#pragma unroll
+    for (int j = 0; j < NT; j++) {
+        const unsigned theirs = __shfl_sync(0xffffffffu, word, lane / 2 * 2 + j * 2 / NT);
+        bits[j] = theirs >> (j % (NT / 2 + NT % 2) * 16 + half * 8) & 0xff;
+    }
+}
+
+template <int NT>
+__device__ __forceinline__ void write_bits(uint32_t *mask, size_t byte, bool inside, bool whole, int left,
+                                           const unsigned (&bits)[NT]) {
+    uint8_t *to = reinterpret_cast<uint8_t *>(mask) + byte;
+    const int half = threadIdx.x % 2;
+    if (NT == 1 || !whole) {
+#pragma unroll
+        for (int j = 0; j < NT; j++)
+            if (inside && 16 * j < left) to[2 * j + half] = (uint8_t)bits[j];
+        return;
+    }
+    unsigned pair[NT];
+#pragma unroll
+    for (int j = 0; j < NT; j++) {
+        const unsigned theirs = __shfl_xor_sync(0xffffffffu, bits[j], 1);
+        pair[j] = half ? theirs | bits[j] << 8 : bits[j] | theirs << 8;
+    }
+    if (!inside) return;
+    if (NT == 2) reinterpret_cast<uint16_t *>(to)[half] = (uint16_t)(half ? pair[NT / 2] : pair[0]);
+    if (NT == 4)
+        reinterpret_cast<uint32_t *>(to)[half] =
+            half ? pair[NT / 2] | pair[NT - 1] << 16 : pair[0] | pair[NT / 4] << 16;
+}
+
+/* ---- the end of a tile ---- */
+
+/* What a thread has seen. */
+typedef struct conv_seen {
+    bool bad;
+    float after, before;
+} conv_seen;
+
+/* z of 8 channels of one pixel becomes y. `at` is the first element. */
+template <typename Y>
+__device__ __forceinline__ unsigned finish8(float z[8], size_t at, int channel, const conv_end &end,
+                                            unsigned gate, conv_seen &seen, Y *y) {
+    const tn_epilogue &e = end.e;
+    const float s = value_or(e.s, 1.0f), c = value_or(e.c, 0.0f), d = value_or(e.d, 0.0f);
+#pragma unroll
+    for (int k = 0; k < 8; k++) z[k] = s * z[k] + c + (e.bias ? e.bias[channel + k] : 0.0f);
+    if (e.r) {
+        float r[8];
+        load8(static_cast<const Y *>(e.r) + at, r);
+#pragma unroll
+        for (int k = 0; k < 8; k++) z[k] += r[k];
+    }
+    seen.bad = seen.bad || !all_finite8(z);
+    if (end.gate || end.partial) {
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            seen.before += z[k];
+            if (!(gate >> k & 1)) z[k] = 0.0f;
+            seen.after += z[k];
+        }
+    }
+    const unsigned bits = activate8(z, e.relu != 0, d);
+    store8(y + at, z);
+    return bits;
+}
+
+/* Sums of 16 positions and 16 NT channels, through shared memory into y: a lane takes 8 channels of one
+ * pixel. */
+template <typename T, typename Y, int NT>
+__device__ __forceinline__ void finish(const wmma_tiles &t, int tile, int q, int channel,
+                                       typename fragments<T>::sums (&sums)[NT], const conv_end &end,
+                                       float *staging, conv_seen &seen, Y *y) {
+    const int lane = threadIdx.x % 32, row = lane / 2, half = lane % 2;
+    const int pixel = pixel_at(t, tile, q + row), left = t.out_channels - channel;
+    const bool inside = pixel >= 0, whole = t.out_channels % (16 * NT) == 0;
+    const size_t first = inside ? (size_t)pixel * t.out_channels + channel : 0;
+    unsigned gate[NT], bits[NT];
+    if (end.gate) {
+        read_bits<NT>(end.gate, first / 8, inside, whole, left, gate);
+    } else {
+#pragma unroll
+        for (int j = 0; j < NT; j++) gate[j] = 0xff;
+    }
+#pragma unroll
+    for (int j = 0; j < NT; j++) {
+        float z[8];
+        wmma::store_matrix_sync(staging, sums[j], STAGING_PITCH, wmma::mem_row_major);
+        __syncwarp();
+        load8(staging + row * STAGING_PITCH + half * 8, z);
+        __syncwarp();
+        bits[j] = 0;
+        if (inside && 16 * j < left)
+            bits[j] =
+                finish8<Y>(z, first + 16 * j + half * 8, channel + 16 * j + half * 8, end, gate[j], seen, y);
+    }
+    if (end.e.mask) write_bits<NT>(end.e.mask, first / 8, inside, whole, left, bits);
+}
+
+/* The sum over a block of up to 16 warps, in thread 0. */
+__device__ __forceinline__ double wide_sum(double v) {
+    __shared__ double warps[WIDE_WARPS];
+    v = warp_sum(v);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
+    __syncthreads();
+    if (threadIdx.x == 0)
+        for (unsigned i = 1; i < blockDim.x / 32; i++) v += warps[i];
+    return v;
+}
+
+__device__ __forceinline__ void report(const conv_end &end, const conv_seen &seen) {
+    raise_flag(end.e.nonfinite, seen.bad);
+    if (!end.partial) return;
+    const double after = wide_sum((double)seen.after), before = wide_sum((double)seen.before);
+    if (threadIdx.x) return;
+    const size_t block = (size_t)blockIdx.y * gridDim.x + blockIdx.x;
+    end.partial[2 * block] = after;
+    end.partial[2 * block + 1] = before;
+}
+
+/* ---- kernels ---- */
+
+/* Weights stay; shared memory: input buffers, weights, staging. */
+template <typename T, typename X, typename Y, int NT>
+static __global__ void __launch_bounds__(THREADS, 2)
+    conv_resident(conv_job job, const X *__restrict__ x, const typename T::element *__restrict__ w,
+                  conv_end end, Y *y) {
+    typedef typename T::element E;
+    constexpr int MT = 2;
+    TN_DYNAMIC_SHARED(char, shared);
+    const wmma_tiles &t = job.t;
+    char *const weights_at = shared + job.buffers * job.x_bytes;
+    const E *const weights = reinterpret_cast<const E *>(weights_at);
+    float *const staging =
+        reinterpret_cast<float *>(weights_at + job.w_bytes + threadIdx.x / 32 * STAGING_BYTES);
+    const int n0 = blockIdx.y * COLUMNS, rounds = job.columns / (16 * NT),
+              items = t.positions / (16 * MT) * rounds;
+    conv_seen seen = {};
+
+    clear_shared(shared, job.buffers * job.x_bytes);
+    load_weights(w, t.in_channels, t.out_channels, 0, job.depth, n0, job.columns,
+                 reinterpret_cast<E *>(weights_at), job.w_pitch);
+    __syncthreads();
+    load_input(t, blockIdx.x, x, 0, job.depth, reinterpret_cast<E *>(shared), job.x_pitch);
+    commit_loads();
+    int buffer = 0;
+    for (int tile = blockIdx.x; tile < t.count; tile += gridDim.x, buffer ^= 1) {
+        const E *const input = reinterpret_cast<const E *>(shared + buffer * job.x_bytes);
+        if (tile + (int)gridDim.x < t.count)
+            load_input(t, tile + gridDim.x, x, 0, job.depth,
+                       reinterpret_cast<E *>(shared + (buffer ^ 1) * job.x_bytes), job.x_pitch);
+        commit_loads();
+        wait_loads<1>();
+        __syncthreads();
+        for (int item = threadIdx.x / 32; item < items; item += THREADS / 32) {
+            const int n = item % rounds * 16 * NT, q = item / rounds * 16 * MT;
+            if (n0 + n >= t.out_channels) continue;
+            typename fragments<T>::sums sums[MT][NT];
+#pragma unroll
+            for (int i = 0; i < MT * NT; i++) wmma::fill_fragment(sums[i / NT][i % NT], 0.0f);
+            multiply_taps<T, MT, NT>(sums, t, input + q * job.x_pitch, job.x_pitch, weights + n, job.w_pitch,
+                                     job.depth);
+#pragma unroll
+            for (int m = 0; m < MT; m++)
+                finish<T, Y, NT>(t, tile, q + 16 * m, n0 + n, sums[m], end, staging, seen, y);
+        }
+        __syncthreads();
+    }
+    report(end, seen);
+}
+
+/* One tile, slices of channels; a warp has 32 positions. Shared memory: two buffers of input, two of weights,
+ * staging. */
+template <typename T, typename X, typename Y>
+static __global__ void __launch_bounds__(32 * WIDE_WARPS)
+    conv_streamed(conv_job job, const X *__restrict__ x, const typename T::element *__restrict__ w,
+                  conv_end end, Y *y) {
+    typedef typename T::element E;
+    constexpr int MT = 2, NT = COLUMNS / 16, PITCH = wmma_pitch<E>(COLUMNS), DEPTH = T::K;
+    TN_DYNAMIC_SHARED(char, shared);
+    const wmma_tiles &t = job.t;
+    char *const weights_at = shared + 2 * job.x_bytes;
+    const int warp = threadIdx.x / 32, tile = blockIdx.x, n0 = blockIdx.y * COLUMNS, q = warp * 16 * MT,
+              slices = t.in_channels / DEPTH;
+    float *const staging = reinterpret_cast<float *>(weights_at + 2 * job.w_bytes + warp * STAGING_BYTES);
+    conv_seen seen = {};
+    typename fragments<T>::sums sums[MT][NT];
+#pragma unroll
+    for (int i = 0; i < MT * NT; i++) wmma::fill_fragment(sums[i / NT][i % NT], 0.0f);
+
+    clear_shared(shared, 2 * job.x_bytes);
+    __syncthreads();
+    for (int slice = -1; slice < slices; slice++) {
+        const int next = slice + 1, into = next & 1;
+        if (next < slices) {
+            load_input(t, tile, x, next * DEPTH, DEPTH, reinterpret_cast<E *>(shared + into * job.x_bytes),
+                       DEPTH);
+            load_weights(w, t.in_channels, t.out_channels, next * DEPTH, DEPTH, n0, COLUMNS,
+                         reinterpret_cast<E *>(weights_at + into * job.w_bytes), PITCH);
+        }
+        commit_loads();
+        if (slice < 0) continue;
+        wait_loads<1>();
+        __syncthreads();
+        if (q < t.positions)
+            multiply_taps<T, MT, NT>(
+                sums, t, reinterpret_cast<const E *>(shared + (slice & 1) * job.x_bytes) + q * DEPTH, DEPTH,
+                reinterpret_cast<const E *>(weights_at + (slice & 1) * job.w_bytes), PITCH, DEPTH);
+        __syncthreads();
+    }
+    if (q < t.positions) {
+#pragma unroll
+        for (int m = 0; m < MT; m++)
+            finish<T, Y, NT>(t, tile, q + 16 * m, n0, sums[m], end, staging, seen, y);
+    }
+    report(end, seen);
+}
+
+/* ---- planning: by shape and precision alone ---- */
+
+#define MAX_WIDTH      256          /* of an output row that a block can stream */
+#define RESIDENT_BYTES (160 * 1024) /* shared memory of a block, at most */
+#define INPUT_BYTES    (40 * 1024)  /* of a tile of input whose weights stay; less beside large weights */
+#define RESIDENT_ROWS  8            /* tiles of fewer rows reread too much of their neighbours */
+#define BLOCKS         528          /* wanted, at most, where blocks go through several tiles */
+#define FEW_TILES      264          /* fewer are cut in two */
+
+static int divide_up(int a, int b) {
+    return (a + b - 1) / b;
+}
+
+static int round128(int bytes) {
+    return (bytes + 127) / 128 * 128;
+}
+
+/* The largest even share of the rows that is at most `band`. */
+static int even_band(int rows, int band) {
+    return divide_up(rows, divide_up(rows, band));
+}
+
+static bool plan_resident(const tn_conv_shape *s, int element, conv_job *job) {
+    if (s->in_channels * element > 128) return false;
+    const int most = s->out_channels < COLUMNS ? s->out_channels : COLUMNS;
+    job->depth = s->in_channels;
+    job->columns = most;
+    job->x_pitch = element == 2 ? wmma_pitch<bf16>(job->depth) : wmma_pitch<float>(job->depth);
+    job->w_pitch = element == 2 ? wmma_pitch<bf16>(most) : wmma_pitch<float>(most);
+    job->w_bytes = round128(9 * job->depth * job->w_pitch * element);
+    const int fixed = job->w_bytes + THREADS / 32 * STAGING_BYTES;
+    const int room = (RESIDENT_BYTES - fixed) / 2 < INPUT_BYTES ? (RESIDENT_BYTES - fixed) / 2 : INPUT_BYTES;
+    int band = s->out_height, least = band < RESIDENT_ROWS ? band : RESIDENT_ROWS;
+    for (;; band--) {
+        if (band < least) return false;
+        job->t = wmma_tiles_of(s, band, 1, 32);
+        job->x_bytes = round128(job->t.pixels * job->x_pitch * element);
+        if (job->x_bytes <= room) break;
+    }
+    band = even_band(s->out_height, band);
+    if (band >= 2 * RESIDENT_ROWS && divide_up(s->out_height, band) * s->rows < FEW_TILES)
+        band = divide_up(band, 2);
+    int images = 1;
+    while (band == s->out_height && images < s->rows && wmma_tiles_of(s, band, images + 1, 1).positions <= 96)
+        images++;
+    job->t = wmma_tiles_of(s, band, images, 32);
+    job->x_bytes = round128(job->t.pixels * job->x_pitch * element);
+    return job->x_bytes <= room;
+}
+
+static bool plan_streamed(const tn_conv_shape *s, int element, conv_job *job) {
+    const int most = s->stride == 1 ? 32 * WIDE_WARPS : 16 * WIDE_WARPS;
+    if (s->out_width > MAX_WIDTH) return false;
+    job->depth = 32 / element;
+    job->columns = COLUMNS;
+    job->x_pitch = job->depth;
+    job->w_pitch = element == 2 ? wmma_pitch<bf16>(COLUMNS) : wmma_pitch<float>(COLUMNS);
+    job->w_bytes = round128(9 * job->depth * job->w_pitch * element);
+    int band = s->out_height, images = 1;
+    while (band > 1 && wmma_tiles_of(s, band, 1, 32).positions > most) band--;
+    band = even_band(s->out_height, band);
+    while (band == s->out_height && images < s->rows &&
+           wmma_tiles_of(s, band, images + 1, 32).positions <= most)
+        images++;
+    job->t = wmma_tiles_of(s, band, images, 32);
+    job->x_bytes = round128(job->t.pixels * 32);
+    return true;
+}
+
+typedef struct conv_launch {
+    conv_job job;
+    bool resident;
+    dim3 grid;
+    int threads, shared;
+} conv_launch;
+
+static bool plan(const tn_conv_shape *s, tn_wmma unit, conv_launch *l) {
+    const int element = unit == TN_WMMA_BF16 ? 2 : 4, columns = divide_up(s->out_channels, COLUMNS);
+    l->resident = plan_resident(s, element, &l->job);
+    if (!l->resident && !plan_streamed(s, element, &l->job)) return false;
+    const conv_job *job = &l->job;
+    int blocks = job->t.count;
+    if (l->resident) {
+        const int wanted = BLOCKS / columns > 1 ? BLOCKS / columns : 1;
+        if (blocks > wanted) blocks = wanted;
+        l->job.buffers = blocks < job->t.count ? 2 : 1;
+        l->threads = THREADS;
+    } else {
+        l->job.buffers = 2;
+        l->threads = job->t.positions;
+    }
+    l->grid = dim3((unsigned)blocks, (unsigned)columns);
+    l->shared =
+        job->buffers * job->x_bytes + (l->resident ? 1 : 2) * job->w_bytes + l->threads / 32 * STAGING_BYTES;
+    return true;
+}
+
+/* ---- launchers ---- */
+
+template <typename K, typename X, typename E, typename Y>
+static cudaError_t start(K kernel, const conv_launch *l, const X *x, const E *w, const conv_end &end, Y *y,
+                         cudaStream_t stream) {
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, l->shared);
+    if (error != cudaSuccess) return error;
+    TN_LAUNCH(kernel, l->grid, (unsigned)l->threads, (size_t)l->shared, stream, l->job, x, w, end, y);
+    return cudaGetLastError();
+}
+
+template <typename T, typename X, typename Y>
+static cudaError_t launch(const conv_launch *l, const void *from, const void *weights, const conv_end &end,
+                          void *to, cudaStream_t stream) {
+    const X *x = static_cast<const X *>(from);
+    const typename T::element *w = static_cast<const typename T::element *>(weights);
+    Y *y = static_cast<Y *>(to);
+    if (!l->resident) return start(conv_streamed<T, X, Y>, l, x, w, end, y, stream);
+    if (l->job.columns % 32) return start(conv_resident<T, X, Y, 1>, l, x, w, end, y, stream);
+    return start(conv_resident<T, X, Y, 2>, l, x, w, end, y, stream);
+}
+
+template <typename X, typename Y>
+static cudaError_t launch_bf16(const conv_launch *l, const void *x, const void *w, const conv_end &end,
+                               void *y, cudaStream_t stream) {
+    return launch<in_bf16, X, Y>(l, x, w, end, y, stream);
+}
+
+static cudaError_t convolve(const conv_launch *l, tn_wmma unit, tn_storage x_store, const void *x,
+                            const void *w, const conv_end &end, tn_storage y_store, void *y,
+                            cudaStream_t stream) {
+    if (unit == TN_WMMA_BF16) return TN_PICK2(launch_bf16, x_store, y_store)(l, x, w, end, y, stream);
+    if (x_store != TN_STORE_F32 || y_store != TN_STORE_F32) return cudaErrorInvalidValue;
+    return launch<in_tf32, float, float>(l, x, w, end, y, stream);
+}
+
+/* Backward data as a forward convolution. */
+static tn_conv_shape reversed(const tn_conv_shape *s) {
+    tn_conv_shape back = *s;
+    back.in_channels = s->out_channels;
+    back.out_channels = s->in_channels;
+    return back;
+}
+
+int tn_wmma3x3_takes(const tn_conv_shape *shape, tn_wmma unit) {
+    conv_launch l;
+    const tn_conv_shape back = reversed(shape);
+    return !bad_wmma3x3(shape) && plan(shape, unit, &l) && (shape->stride == 2 || plan(&back, unit, &l)) &&
+           tn_wmma3x3_weights_fit(shape, unit);
+}
+
+cudaError_t tn_launch_wmma3x3_forward(const tn_conv_shape *shape, tn_wmma unit, tn_storage x_store,
+                                      const void *x, const void *w, tn_epilogue epilogue, tn_storage y_store,
+                                      void *y, cudaStream_t stream) {
+    conv_launch l;
+    if (bad_wmma3x3(shape) || !plan(shape, unit, &l)) return cudaErrorInvalidValue;
+    if (misaligned(x) || misaligned(y) || misaligned(w) || misaligned(epilogue.r))
+        return cudaErrorMisalignedAddress;
+    if (shape->rows == 0) return cudaSuccess;
+    const conv_end end = {epilogue, NULL, NULL};
+    return convolve(&l, unit, x_store, x, w, end, y_store, y, stream);
+}
+
+size_t tn_wmma3x3_sum_workspace(const tn_conv_shape *shape, tn_wmma unit) {
+    const tn_conv_shape back = reversed(shape);
+    conv_launch l;
+    return plan(&back, unit, &l) ? (size_t)l.grid.x * l.grid.y * 2 * sizeof(double) : 0;
+}
+
+cudaError_t tn_launch_wmma3x3_backward_data(const tn_conv_shape *shape, tn_wmma unit, tn_storage y_store,
+                                            const void *dz, const void *w, tn_gate gate, tn_storage x_store,
+                                            void *dx, void *workspace, cudaStream_t stream) {
+    const tn_conv_shape back = reversed(shape);
+    conv_launch l;
+    if (bad_wmma3x3(shape) || shape->stride != 1 || !plan(&back, unit, &l) || (gate.sums && !workspace))
+        return cudaErrorInvalidValue;
+    if (misaligned(dz) || misaligned(dx) || misaligned(w) || misaligned(gate.r) || misaligned(workspace))
+        return cudaErrorMisalignedAddress;
+    if (shape->rows == 0) return cudaSuccess;
+    conv_end end = {};
+    end.e.r = gate.r;
+    end.e.nonfinite = gate.nonfinite;
+    end.gate = gate.mask;
+    end.partial = gate.sums ? static_cast<double *>(workspace) : NULL;
+    cudaError_t error = convolve(&l, unit, y_store, dz, w, end, x_store, dx, stream);
+    if (error != cudaSuccess || !gate.sums) return error;
+    tn_merge_sums((int)(l.grid.x * l.grid.y), end.partial, gate.sums, stream);
+    return cudaGetLastError();
+}
