@@ -48,6 +48,14 @@ __device__ __forceinline__ float packed_value(const tn_pack_item &p, float s, un
         in = i % p.in;
         tap = p.taps - 1 - i / p.in % p.taps;
         out = i / p.in / p.taps;
+    } else if (p.layout == TN_PACK_STAGE_FORWARD) {
+        out = i % p.out;
+        tap = i / p.out / 16 % p.taps;
+        in = i / p.out / 16 / p.taps * 16 + i / p.out % 16;
+    } else if (p.layout == TN_PACK_STAGE_BACKWARD) {
+        in = i % p.in;
+        tap = p.taps - 1 - i / p.in / 16 % p.taps;
+        out = i / p.in / 16 / p.taps * 16 + i / p.in % 16;
     } else {
         out = i / p.ld;
         tap = i % p.ld / p.in;
@@ -71,7 +79,7 @@ static __global__ void __launch_bounds__(THREADS)
     for (unsigned i = first + threadIdx.x; i < last; i += THREADS) {
         const float v = packed_value(item, s, i);
         bad = bad || !is_finite(v);
-        if (gemm && item.store == TN_STORE_BF16)
+        if (item.store == TN_STORE_BF16)
             static_cast<bf16 *>(item.to)[i] = from_float<bf16>(v);
         else
             static_cast<float *>(item.to)[i] = v;
