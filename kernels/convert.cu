@@ -58,6 +58,14 @@ __device__ __forceinline__ float packed_value(const tn_pack_item &p, float s, un
         in = i % p.in;
         out = i / p.in % p.out;
         tap = p.taps - 1 - i / p.in / p.out;
+    } else if (p.layout == TN_PACK_STAGE_FORWARD) {
+        out = i % p.out;
+        tap = i / p.out / 16 % p.taps;
+        in = i / p.out / 16 / p.taps * 16 + i / p.out % 16;
+    } else if (p.layout == TN_PACK_STAGE_BACKWARD) {
+        in = i % p.in;
+        tap = p.taps - 1 - i / p.in / 16 % p.taps;
+        out = i / p.in / 16 / p.taps * 16 + i / p.in % 16;
     } else {
         out = i / p.ld;
         tap = i % p.ld / p.in;

@@ -124,6 +124,51 @@ cudaError_t tn_launch_wmma3x3_backward_weights(const tn_conv_shape *shape, tn_wm
                                                void *workspace, float *dw, cudaStream_t stream);
 size_t tn_wmma3x3_workspace(const tn_conv_shape *shape, tn_wmma unit);
 
+/* ---- stage.cu, stage_backward.cu: successive blocks without norms, whole, in bf16 ---- */
+
+/* `blocks` residual blocks with identity shortcuts, on images of height x width x channels; conv 2b and 2b +
+ * 1 are those of block b, x[0] = x, s folded into the weights, c and d the scalars of the conv:
+ *
+ *   a = ReLU(conv(x[b]) + c) + d,   x[b + 1] = ReLU(conv(a) + c + x[b]) + d,   y = x[blocks]
+ *
+ * channels are 16, 32 or 64, height * width * channels a multiple of 64. A block of threads keeps `images`
+ * images in shared memory and goes through all residual blocks with them: no activation is read twice
+ * forward. */
+typedef struct tn_stage_shape {
+    int rows, height, width, channels;
+    int blocks;
+    int images;
+} tn_stage_shape;
+/* How many images a block of threads takes: more than one only where the others still occupy
+ * `TN_STAGE_GROUPS` blocks. Of the shape only `images` is not read. */
+#define TN_STAGE_GROUPS 128
+int tn_stage_images(const tn_stage_shape *shape);
+/* Shared memory of a block of threads, forward or backward; 0 for shapes that the kernels do not take. */
+size_t tn_stage_shared(const tn_stage_shape *shape, int backward);
+/* weights: [2 * blocks] convs, each TN_PACK_STAGE_FORWARD; scalars: [2 * blocks][4], of which the second is c
+ * and the third d (tn_launch_node_scalars). inner: [2 * blocks - 1][rows][height][width][channels], outputs
+ * of all convs but the last; masks: [2 * blocks] masks of a tensor, rows * height * width * channels / 8
+ * bytes apart; both NULL outside training. nonfinite: [2 * blocks] flags, or NULL. x, inner and y bf16. */
+cudaError_t tn_launch_stage_forward(const tn_stage_shape *shape, const void *x, const void *weights,
+                                    const float *scalars, void *inner, uint32_t *masks, void *y,
+                                    int *nonfinite, cudaStream_t stream);
+typedef struct tn_stage_gradient {
+    const void *x, *inner;
+    const uint32_t *masks;
+    const void *weights; /* [2 * blocks] convs, each TN_PACK_STAGE_BACKWARD */
+    tn_parts dy;
+    void *dx;
+    float *grads; /* [2 * blocks] weight gradients, OIHW: what TN_PACK_STAGE_* was packed from, without s */
+    float *sums;  /* [2 * blocks][3], of which the first becomes sum of dz and the second sum of dL/dy */
+    int add;      /* grads and sums are added to */
+} tn_stage_gradient;
+/* Everything that backward of these blocks makes. workspace: tn_stage_workspace bytes. With 16 channels the
+ * weight gradient is summed where the images are; above, dz goes to the workspace and a second kernel
+ * multiplies. */
+cudaError_t tn_launch_stage_backward(const tn_stage_shape *shape, tn_stage_gradient gradient, void *workspace,
+                                     cudaStream_t stream);
+size_t tn_stage_workspace(const tn_stage_shape *shape);
+
 /* ---- im2col.cu: any kernel, stride and padding; the GEMM is the caller's ---- */
 
 /* columns[pixel][ld]: output pixel (n, oh, ow) gets x at (oh * stride - padding + kh, ow * stride - padding +
@@ -350,11 +395,13 @@ typedef enum tn_pack_layout {
     TN_PACK_CONV_BACKWARD, /* float [out][taps reversed][in] */
     TN_PACK_GEMM,          /* `store` [out][ld], a row being [taps][in] and zeros to ld: im2col's order */
     TN_PACK_TAPS_FORWARD,  /* `store` [taps][in][out], floats rounded to tf32 */
-    TN_PACK_TAPS_BACKWARD  /* `store` [taps reversed][out][in], floats rounded to tf32 */
+    TN_PACK_TAPS_BACKWARD, /* `store` [taps reversed][out][in], floats rounded to tf32 */
+    TN_PACK_STAGE_FORWARD, /* bf16 [in / 16][taps][16 in][out] */
+    TN_PACK_STAGE_BACKWARD /* bf16 [out / 16][taps reversed][16 out][in] */
 } tn_pack_layout;
 typedef struct tn_pack_item {
     int layout; /* tn_pack_layout */
-    int store;  /* tn_storage of GEMM and TAPS */
+    int store;  /* tn_storage of GEMM and TAPS; bf16 of STAGE, else float32 */
     int out, in, taps, ld;
     int identity; /* linear [n][n] that adds its own input: s W + I */
     const float *from;

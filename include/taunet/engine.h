@@ -38,6 +38,8 @@ typedef struct tn_engine_config {
     double average; /* for training: keep a running average of weights and batch-norm statistics, this
                        share of it at each step, below 1 [0: none] */
     bool separate_buffers; /* for debugging: no two activations share memory [false] */
+    bool separate_layers;  /* every layer is an operation of its own, none part of a stage: what
+                              tn_engine_probe  needs on a device that has stages [false] */
     struct tn_comm *comm;  /* the processes that work on each batch together (src/comm/comm.h) [alone] */
     bool sync_bn;          /* batch statistics are those of the whole batch, not of each share [false] */
 } tn_engine_config;
@@ -83,7 +85,7 @@ typedef struct tn_norms {
 /* Runs a batch as tn_engine_gradients does and measures `count` layers on the way: `layers` are indices as in
  * tn_model_layer, each at most once, no loss layer. Weights, momentum and running statistics stay as they
  * are; the gradients of the last batch are replaced. The norms have the same bits for any number of threads.
- */
+ * TN_ERR_USAGE where layers run together: see tn_engine_config.separate_layers. */
 tn_status tn_engine_probe(tn_engine *engine, const tn_batch *batch, int count, const int *layers,
                           tn_result *result, tn_norms *norms);
 

@@ -26,9 +26,11 @@ typedef struct tn_backend tn_backend;
  * flows through the residual. */
 typedef struct tn_args {
     int worker, chunk;
-    int rows;                      /* rows that count */
-    const float *x, *r;            /* input, residual */
-    float *y;                      /* output */
+    int rows;           /* rows that count */
+    const float *x, *r; /* input, residual */
+    float *y;           /* output */
+    float *inner;       /* of a span: outputs of all nodes but the last, one tensor after the other; NULL
+                           where they are not wanted */
     const float *dy[TN_PARTS_MAX]; /* dL/dy is the sum of these */
     int dy_count;
     float *dz;      /* gradient before the activation: always the buffer of dy[0], which may be overwritten */
@@ -159,6 +161,17 @@ typedef struct tn_backend_ops {
     /* What pack of nodes does, and what their collect has to do, for all nodes. */
     tn_status (*pack_all)(tn_backend *backend, const tn_model *model, const tn_flat *flat);
     tn_status (*finish_all)(tn_backend *backend);
+    /* How many nodes from `node` on this backend computes as one operation, a span, on chunks of chunk_rows
+     * images; 1: the node alone. NULL: always. Of a span only the last output is read by nodes outside, and
+     * only the first node's input comes from there; all outputs have that input's shape and storage. */
+    int (*span)(const tn_backend *backend, const tn_model *model, int node, int chunk_rows);
+    /* Plans a span from the plans of all nodes, of which its own nodes' are from then on only looked at. Its
+     * head names the first node. */
+    tn_status (*span_plan)(tn_backend *backend, const tn_model *model, int node, int count, int chunks,
+                           bool training, tn_plan *const *plans, tn_plan **out);
+    /* free, forward and backward of spans: args.x is that of the first node, y and dy those of the last,
+     * nonfinite the flag of the first, with those of the others behind it. dz is NULL. */
+    const tn_node_ops *spans;
     /* Bytes of one value of a tensor's activation; NULL: those of a float. */
     size_t (*element_bytes)(const tn_backend *backend, const tn_model *model, int tensor);
     /* Work issued between record and submit is remembered in `slot` the second time that it comes by, and

@@ -47,15 +47,30 @@ static bool has_residual(const tn_node *node) {
     return node->residual >= 0 && !tn_node_adds_own_input(node);
 }
 
+static void release(conv_plan *plan) {
+    tn_backend *backend = &plan->base.cuda->head;
+    void *memories[] = {plan->forward_weights, plan->backward_weights, plan->masks, plan->bias};
+    for (size_t i = 0; i < sizeof memories / sizeof *memories; i++) tn_cuda_release(backend, memories[i]);
+    plan->forward_weights = plan->backward_weights = NULL;
+    plan->masks = NULL;
+    plan->bias = NULL;
+}
+
 static void conv_free(tn_plan *head) {
     conv_plan *plan = (conv_plan *)(void *)head;
     if (!plan) return;
-    tn_backend *backend = &plan->base.cuda->head;
-    tn_cuda_release(backend, plan->forward_weights);
-    tn_cuda_release(backend, plan->backward_weights);
-    tn_cuda_release(backend, plan->masks);
-    tn_cuda_release(backend, plan->bias);
+    release(plan);
     tn_free(plan);
+}
+
+void tn_cuda_conv_yield(tn_plan *head, const char *implementation) {
+    conv_plan *plan = (conv_plan *)(void *)head;
+    release(plan);
+    plan->base.pack_count = 0;
+    head->bytes = head->scratch_bytes = 0;
+    for (int i = 0; i < 3; i++)
+        if (head->implementation[i][0])
+            snprintf(head->implementation[i], sizeof head->implementation[i], "%s", implementation);
 }
 
 /* ---- planning ---- */

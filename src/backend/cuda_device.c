@@ -103,6 +103,9 @@ static tn_status start(tn_cuda *cuda) {
     TN_CUBLAS(cublasCreate(&cuda->blas));
     TN_CUBLAS(cublasSetStream(cuda->blas, cuda->stream));
     TN_TRY(give_workspace(cuda));
+    int shared = 0;
+    TN_CUDA(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, cuda->device));
+    cuda->shared_bytes = (size_t)shared;
     TN_CUBLAS(cublasSetMathMode(cuda->blas, cuda->precision == TN_PRECISION_TF32 ? CUBLAS_TF32_TENSOR_OP_MATH
                                                                                  : CUBLAS_DEFAULT_MATH));
     TN_TRY(tn_cuda_alloc(&cuda->head, &cuda->sum_workspace, TN_SUM_WORKSPACE + sizeof(double), "workspace"));
@@ -398,6 +401,9 @@ const tn_backend_ops tn_cuda_backend = {.name = "cuda",
                                         .prepare = tn_cuda_prepare,
                                         .pack_all = tn_cuda_pack_all,
                                         .finish_all = tn_cuda_finish_all,
+                                        .span = tn_cuda_span,
+                                        .span_plan = tn_cuda_span_plan,
+                                        .spans = &tn_cuda_stage,
                                         .element_bytes = tn_cuda_element_bytes,
                                         .record = record,
                                         .submit = submit,

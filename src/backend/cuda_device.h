@@ -50,6 +50,7 @@ typedef struct tn_cuda {
     tn_cuda_graph graphs[TN_RECORD_SLOTS];
     bool recording;
     size_t columns_bytes; /* im2col works in slices of rows of at most this size */
+    size_t shared_bytes;  /* that one block may have */
     float *scalars;       /* [node_count][4], see tn_launch_node_scalars */
     tn_cuda_tables tables;
 } tn_cuda;
@@ -128,6 +129,14 @@ typedef struct tn_cuda_plan {
     int pack_count;
 } tn_cuda_plan;
 
+/* Frees what a convolution that became part of a span computes with; its plan then only packs for the span,
+ * and says `implementation`. */
+void tn_cuda_conv_yield(tn_plan *plan, const char *implementation);
+/* cuda_stage.c: spans, see tn_backend_ops. */
+int tn_cuda_span(const tn_backend *backend, const tn_model *model, int node, int chunk_rows);
+tn_status tn_cuda_span_plan(tn_backend *backend, const tn_model *model, int node, int count, int chunks,
+                            bool training, tn_plan *const *plans, tn_plan **out);
+
 /* Fills the head of a plan of `size` bytes and allocates it on the host. */
 tn_status tn_cuda_plan_make(tn_backend *backend, const tn_model *model, int node, int chunk_rows,
                             bool training, size_t size, void *out);
@@ -141,6 +150,6 @@ static inline size_t tn_cuda_pixels(const tn_cuda_plan *plan, int rows) {
 }
 
 extern const tn_node_ops tn_cuda_conv, tn_cuda_norm, tn_cuda_subsample, tn_cuda_append, tn_cuda_maxpool,
-    tn_cuda_avgpool, tn_cuda_loss;
+    tn_cuda_avgpool, tn_cuda_loss, tn_cuda_stage;
 
 #endif

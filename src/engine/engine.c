@@ -168,7 +168,8 @@ static tn_status create(tn_engine *e) {
                                    .workers = c->threads,
                                    .training = c->training,
                                    .recompute = c->recompute,
-                                   .separate_buffers = c->separate_buffers};
+                                   .separate_buffers = c->separate_buffers,
+                                   .separate_layers = c->separate_layers};
     TN_TRY(tn_executor_create(e->model, e->backend, &executor, &e->executor));
     tn_executor_memory(e->executor, e->memory);
     TN_TRY(allocate_flat(e));

@@ -16,11 +16,34 @@ struct tn_executor {
     tn_backend *backend;
     tn_executor_config config;
     tn_plan **plans;
+    int *spans;           /* [node_count]: nodes of the operation that begins there */
+    tn_plan **span_plans; /* [node_count]: where there is more than one */
     tn_program train, eval;
     arena *worker_arenas, *chunk_arenas;          /* [workers], [chunks] */
     void **scratch;                               /* [workers] */
     size_t plan_bytes, worker_bytes, chunk_bytes; /* held in total */
 };
+
+/* With recompute, the inside of a block is forgotten, which a span keeps. */
+static tn_status plan_spans(tn_executor *e) {
+    const tn_backend_ops *ops = e->backend->ops;
+    const int nodes = e->model->node_count;
+    for (int i = 0; i < nodes; i++) e->spans[i] = 1;
+    if (!ops->span || e->config.separate_layers || e->config.recompute) return TN_OK;
+    for (int i = 0; i < nodes; i += e->spans[i]) {
+        e->spans[i] = ops->span(e->backend, e->model, i, e->config.chunk_rows);
+        if (e->spans[i] > 1)
+            TN_TRY(ops->span_plan(e->backend, e->model, i, e->spans[i], e->config.statistics,
+                                  e->config.training, e->plans, &e->span_plans[i]));
+    }
+    return TN_OK;
+}
+
+static void count_memory(tn_executor *e, const tn_plan *plan, size_t *scratch_bytes) {
+    if (!plan) return;
+    e->plan_bytes += plan->bytes;
+    if (plan->scratch_bytes > *scratch_bytes) *scratch_bytes = plan->scratch_bytes;
+}
 
 static tn_status plan_nodes(tn_executor *e, size_t *grad_floats, size_t *scratch_bytes) {
     const tn_model *model = e->model;
@@ -28,10 +51,12 @@ static tn_status plan_nodes(tn_executor *e, size_t *grad_floats, size_t *scratch
         const tn_node_ops *ops = e->backend->ops->nodes[model->nodes[i].kind];
         TN_TRY(ops->plan(e->backend, model, i, e->config.chunk_rows, e->config.statistics, e->config.training,
                          &e->plans[i]));
-        const tn_plan *plan = e->plans[i];
-        grad_floats[i] = plan->grad_floats;
-        e->plan_bytes += plan->bytes;
-        if (plan->scratch_bytes > *scratch_bytes) *scratch_bytes = plan->scratch_bytes;
+        grad_floats[i] = e->plans[i]->grad_floats;
+    }
+    TN_TRY(plan_spans(e));
+    for (int i = 0; i < model->node_count; i++) {
+        count_memory(e, e->plans[i], scratch_bytes);
+        count_memory(e, e->span_plans[i], scratch_bytes);
     }
     return TN_OK;
 }
@@ -80,7 +105,7 @@ static tn_status create(tn_executor *e, size_t *grad_floats) {
     size_t scratch_bytes = 0;
     TN_TRY(plan_nodes(e, grad_floats, &scratch_bytes));
     tn_program_config config = {
-        .backend = e->backend, .rows = e->config.chunk_rows, .grad_floats = grad_floats};
+        .backend = e->backend, .rows = e->config.chunk_rows, .grad_floats = grad_floats, .spans = e->spans};
     TN_TRY(tn_program_compile(e->model, &config, &e->eval));
     config.training = true;
     config.recompute = e->config.recompute;
@@ -99,6 +124,10 @@ tn_status tn_executor_create(const tn_model *model, tn_backend *backend, const t
     e->config = *config;
     TN_ASSERT(config->chunks >= 1 && config->statistics >= config->chunks);
     tn_status status = tn_alloc(&e->plans, (size_t)model->node_count, sizeof *e->plans, "executor");
+    if (status == TN_OK)
+        status = tn_alloc(&e->spans, (size_t)model->node_count, sizeof *e->spans, "executor");
+    if (status == TN_OK)
+        status = tn_alloc(&e->span_plans, (size_t)model->node_count, sizeof *e->span_plans, "executor");
     if (status == TN_OK)
         status = tn_alloc(&grad_floats, (size_t)model->node_count, sizeof(size_t), "executor");
     if (status == TN_OK) status = create(e, grad_floats);
@@ -131,7 +160,11 @@ void tn_executor_free(tn_executor *e) {
     if (!e) return;
     for (int i = 0; e->plans && i < e->model->node_count; i++)
         if (e->plans[i]) e->backend->ops->nodes[e->model->nodes[i].kind]->free(e->plans[i]);
+    for (int i = 0; e->span_plans && i < e->model->node_count; i++)
+        if (e->span_plans[i]) e->backend->ops->spans->free(e->span_plans[i]);
     tn_free(e->plans);
+    tn_free(e->spans);
+    tn_free(e->span_plans);
     release_arenas(e, e->worker_arenas, e->config.workers);
     release_arenas(e, e->chunk_arenas, e->config.chunks);
     for (int i = 0; e->scratch && i < e->config.workers; i++) release(e, e->scratch[i]);
@@ -151,6 +184,12 @@ tn_plan *const *tn_executor_plans(const tn_executor *e) {
 
 tn_plan *tn_executor_plan(const tn_executor *e, int node) {
     return e->plans[node];
+}
+
+bool tn_executor_has_spans(const tn_executor *e) {
+    for (int i = 0; i < e->model->node_count; i++)
+        if (e->span_plans[i]) return true;
+    return false;
 }
 
 void tn_executor_memory(const tn_executor *e, size_t bytes[TN_MEMORY_USES]) {
@@ -195,14 +234,16 @@ static const float *input_address(const frame *f, int buffer) {
 static tn_status run_step(const frame *f, const tn_step *step, int *nonfinite) {
     const tn_executor *e = f->executor;
     const tn_chunk *chunk = f->chunk;
-    tn_plan *plan = e->plans[step->node];
-    const tn_node_ops *ops = e->backend->ops->nodes[plan->node->kind];
+    const bool span = step->span > 1;
+    tn_plan *plan = span ? e->span_plans[step->node] : e->plans[step->node];
+    const tn_node_ops *ops = span ? e->backend->ops->spans : e->backend->ops->nodes[plan->node->kind];
     tn_args args = {.worker = f->worker,
                     .chunk = chunk->statistics,
                     .rows = chunk->rows,
                     .x = input_address(f, step->x),
                     .r = input_address(f, step->r),
                     .y = address(f, step->y),
+                    .inner = address(f, step->inner),
                     .dy_count = step->dy_count,
                     .dz = address(f, step->dz),
                     .dx = address(f, step->dx),

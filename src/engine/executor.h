@@ -16,6 +16,7 @@ typedef struct tn_executor_config {
     bool training;                   /* plan backward too */
     bool recompute;                  /* see tn_program_config */
     bool separate_buffers;           /* for debugging: no two activations share memory */
+    bool separate_layers;            /* no spans: every node is an operation of its own */
 } tn_executor_config;
 
 /* Plans everything and allocates the arenas. The model must outlive the executor. */
@@ -70,6 +71,9 @@ tn_status tn_executor_logits(const tn_executor *executor, int worker, int rows, 
 tn_plan *const *tn_executor_plans(const tn_executor *executor);
 
 tn_plan *tn_executor_plan(const tn_executor *executor, int node);
+
+/* Whether some nodes run as one operation. */
+bool tn_executor_has_spans(const tn_executor *executor);
 
 /* Sets the bytes held for layers, workers and chunks; known once created. */
 void tn_executor_memory(const tn_executor *executor, size_t bytes[TN_MEMORY_USES]);

@@ -63,6 +63,10 @@ static double norm(const tn_engine *e, const probe_run *run, int count, int laye
 tn_status tn_engine_probe(tn_engine *e, const tn_batch *batch, int count, const int *layers,
                           tn_result *result, tn_norms *norms) {
     probe_run run = {0};
+    if (tn_executor_has_spans(e->executor))
+        return tn_fail(TN_ERR_USAGE,
+                       "layers of this engine run together and cannot be measured one by one; create it with "
+                       "separate_layers");
     tn_status status = allocate(e, count, &run);
     if (status == TN_OK) status = choose(e, count, layers, &run);
     if (status == TN_OK) status = measure(e, batch, count, &run, result);

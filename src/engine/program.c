@@ -47,14 +47,15 @@ static void touch(compiler *c, int buffer) {
 }
 
 static tn_step step_init(tn_step_kind kind, int node) {
-    return (tn_step){.kind = kind, .node = node, .x = -1, .r = -1, .y = -1, .dz = -1, .dx = -1};
+    return (tn_step){
+        .kind = kind, .node = node, .span = 1, .x = -1, .r = -1, .y = -1, .dz = -1, .dx = -1, .inner = -1};
 }
 
 static tn_status emit(compiler *c, tn_step step) {
     tn_program *p = c->program;
     TN_TRY(tn_grow(&p->steps, &p->step_capacity, (size_t)p->step_count + 1, sizeof *p->steps, "program"));
-    int operands[] = {step.x, step.r, step.y, step.dz, step.dx};
-    for (int i = 0; i < 5; i++) touch(c, operands[i]);
+    int operands[] = {step.x, step.r, step.y, step.dz, step.dx, step.inner};
+    for (int i = 0; i < 6; i++) touch(c, operands[i]);
     for (int i = 0; i < step.dy_count; i++) touch(c, step.dy[i]);
     if (step.kind == TN_STEP_BACKWARD) {
         step.grad_offset = c->segment_grads;
@@ -191,16 +192,74 @@ static tn_status backward(compiler *c, int index) {
     return TN_OK;
 }
 
+/* ---- spans ---- */
+
+static int span_at(const compiler *c, int node) {
+    return c->config->spans ? c->config->spans[node] : 1;
+}
+
+/* What lies between the first node and the last is nobody else's: all of it is one buffer. */
+static tn_status forward_span(compiler *c, int first, int count) {
+    const tn_node *nodes = c->model->nodes + first;
+    tn_step step = step_init(TN_STEP_FORWARD, first);
+    step.span = count;
+    step.x = c->activations[nodes[0].input];
+    if (c->config->training) {
+        TN_TRY(new_buffer(c, nodes[0].output, &step.inner));
+        c->program->buffers[step.inner].bytes *= (size_t)count - 1;
+        c->activations[nodes[0].output] = step.inner;
+    }
+    TN_TRY(new_buffer(c, nodes[count - 1].output, &step.y));
+    c->activations[nodes[count - 1].output] = step.y;
+    return emit(c, step);
+}
+
+static tn_status backward_span(compiler *c, int first, int count) {
+    const tn_node *nodes = c->model->nodes + first;
+    const parts *dy = &c->gradients[nodes[count - 1].output];
+    if (dy->count == 0) return TN_OK;
+    tn_step step = step_init(TN_STEP_BACKWARD, first);
+    step.span = count;
+    step.inner = c->activations[nodes[0].output];
+    TN_TRY(recall(c, nodes[0].input, &step.x));
+    memcpy(step.dy, dy->buffers, sizeof step.dy);
+    step.dy_count = dy->count;
+    TN_TRY(new_buffer(c, nodes[0].input, &step.dx));
+    TN_TRY(emit(c, step));
+    return add_part(c, nodes[0].input, step.dx);
+}
+
+static tn_status compile_forward(compiler *c) {
+    for (int i = 0, count; i < c->model->node_count; i += count) {
+        count = span_at(c, i);
+        TN_TRY(count > 1 ? forward_span(c, i, count) : forward(c, i));
+    }
+    return TN_OK;
+}
+
+static tn_status compile_backward(compiler *c) {
+    int *first; /* [node]: where its span begins */
+    const int nodes = c->model->node_count;
+    tn_status status = tn_alloc(&first, (size_t)nodes, sizeof *first, "program");
+    for (int i = 0; status == TN_OK && i < nodes; i += span_at(c, i))
+        for (int k = 0; k < span_at(c, i); k++) first[i + k] = i;
+    for (int i = nodes - 1; status == TN_OK && i >= 0; i = first[i] - 1)
+        if (first[i] < i)
+            status = backward_span(c, first[i], i - first[i] + 1);
+        else if (c->model->nodes[i].kind != TN_NODE_LOSS)
+            status = backward(c, i);
+    tn_free(first);
+    return status;
+}
+
 static tn_status compile_steps(compiler *c) {
-    const tn_model *model = c->model;
     int input;
     TN_TRY(new_buffer(c, 0, &input));
     c->activations[0] = input;
-    for (int i = 0; i < model->node_count; i++) TN_TRY(forward(c, i));
+    TN_TRY(compile_forward(c));
     if (c->config->training) {
         TN_TRY(forget(c));
-        for (int i = model->node_count - 1; i >= 0; i--)
-            if (model->nodes[i].kind != TN_NODE_LOSS) TN_TRY(backward(c, i));
+        TN_TRY(compile_backward(c));
     }
     /* The logits are read after the last step. */
     c->program->buffers[c->program->output].last = c->program->step_count - 1;

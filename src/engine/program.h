@@ -25,7 +25,9 @@ typedef enum tn_step_kind {
 typedef struct tn_step {
     tn_step_kind kind;
     int node;
+    int span; /* successive nodes from `node` on that the step computes as one; 1 for all but tn_span's */
     int x, r, y, dz, dx;
+    int inner; /* of a span: outputs of all nodes but the last */
     int dy[TN_PARTS_MAX], dy_count;
     size_t grad_offset; /* of the node's gradients in the segment's gradient buffer */
 } tn_step;
@@ -64,6 +66,7 @@ typedef struct tn_program_config {
     int rows;                  /* of a chunk */
     bool training;             /* forward, loss and backward; else forward and loss with running statistics */
     bool recompute;            /* TN_ERR_USAGE where it would change nothing */
+    const int *spans;          /* [node_count]: how many nodes from each on are one operation; NULL: 1 */
     const size_t *grad_floats; /* [node_count]: how many gradients each node makes */
 } tn_program_config;
 

@@ -147,6 +147,7 @@ static tn_status open_engine(run *r) {
                                .sync_bn = o->sync_bn,
                                .training = true,
                                .recompute = o->recompute,
+                               .separate_layers = o->probe[0] != '\0',
                                .average = o->ema};
     TN_TRY(tn_setup_engine(r->model, &config, &r->engine));
     r->tau = tn_engine_find_parameter(r->engine, "tau");

@@ -49,6 +49,11 @@ $(BUILD)/simt/$(1)/test_cuda_%: $(BUILD)/simt/$(1)/$(SIMT_DIR)/test_cuda_%.o $(S
     $(call OBJ,$(SUPPORT_SRC)) $(BUILD)/simt/$(1)/libtested.a $(BUILD)/libtaunet.a $(BUILD)/simt/$(1)/libsimt.a
 	g++ -g -fopenmp -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(LDLIBS) $(SIMT_TEST_LIBS) $(SIMT_LIBS)
 endef
+# Counts a training step (count_step.c).
+SIMT_WRAPPED := $(foreach f,forward backward_data backward_weights,-Wl,--wrap=tn_launch_conv3x3_$(f))
+$(BUILD)/simt/check/count_step: $(patsubst %,$(BUILD)/simt/check/$(SIMT_DIR)/%.o,count_step expected_flops least_traffic) \
+    $(SIMT_BACKEND:%=$(BUILD)/simt/check/%) $(BUILD)/simt/check/libtested.a $(BUILD)/libtaunet.a $(BUILD)/simt/check/libsimt.a
+	g++ -g -fopenmp $(SIMT_WRAPPED) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LDLIBS) $(SIMT_LIBS)
 $(eval $(call SIMT_BUILD,plain,$(SIMT_PLAIN_SRC),-DSIMT_INSTRUMENTED=0))
 $(eval $(call SIMT_BUILD,check,$(SIMT_SRC),-DSIMT_INSTRUMENTED=1))
 
@@ -109,7 +114,7 @@ cuda-report: ## registers, shared memory, spills and occupancy of every kernel f
 	$(HAVE_NVCC) $(MAKE) --no-print-directory -s $(SIMT_NVCC)/cuda_report $(KERNEL_NAMES:%=$(SIMT_NVCC)/report/%.log) && \
 	  $(SIMT_NVCC)/cuda_report $(foreach k,$(KERNEL_NAMES),$(foreach a,80 90,\
 	    sm_$(a)=$(SIMT_NVCC)/report/$(k).log,$(SIMT_NVCC)/report/$(k).compute_$(a).ptx))
-$(SIMT_NVCC)/report/%.log: kernels/%.cu kernels/device.cuh kernels/kernels.h kernels/launch.h
+$(SIMT_NVCC)/report/%.log: kernels/%.cu $(wildcard kernels/*.cuh) kernels/kernels.h kernels/launch.h
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) -Xptxas -v --keep --keep-dir $(@D) -c -o $(@:.log=.o) $< > $@.part 2>&1 || { cat $@.part; exit 1; }
 	@mv $@.part $@

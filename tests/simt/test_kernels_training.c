@@ -301,6 +301,10 @@ static double packed(const tn_pack_item *p, const double *w, double s, size_t i)
         o = i % out, tap = i / out % taps, k = i / out / taps;
     else if (p->layout == TN_PACK_CONV_BACKWARD)
         k = i % in, tap = taps - 1 - i / in % taps, o = i / in / taps;
+    else if (p->layout == TN_PACK_STAGE_FORWARD)
+        o = i % out, k = i / out % 16, tap = i / out / 16 % taps, k += i / out / 16 / taps * 16;
+    else if (p->layout == TN_PACK_STAGE_BACKWARD)
+        k = i % in, o = i / in % 16, tap = taps - 1 - i / in / 16 % taps, o += i / in / 16 / taps * 16;
     else {
         o = i / ld, tap = i % ld / in, k = i % ld % in;
         if (tap >= taps) return 0;
@@ -313,13 +317,16 @@ static void run_pack(void *argument) {
                             {TN_PACK_CONV_BACKWARD, F, 24, 20, 9, 0, 0, NULL, NULL, NULL, NULL},
                             {TN_PACK_GEMM, B, 10, 3, 49, 152, 0, NULL, NULL, NULL, NULL},
                             {TN_PACK_GEMM, F, 70, 70, 1, 70, 1, NULL, NULL, NULL, NULL},
-                            {TN_PACK_GEMM, B, 5, 7, 1, 8, 0, NULL, NULL, NULL, NULL}};
-    size_t counts[5];
-    tensor w[5], to[5], s = tensor_random(5, F, 70);
-    tn_piece pieces[16];
-    int first[6], *flags = device_zeros(5 * sizeof *flags);
+                            {TN_PACK_GEMM, B, 5, 7, 1, 8, 0, NULL, NULL, NULL, NULL},
+                            {TN_PACK_STAGE_FORWARD, B, 16, 32, 9, 0, 0, NULL, NULL, NULL, NULL},
+                            {TN_PACK_STAGE_BACKWARD, B, 32, 16, 9, 0, 0, NULL, NULL, NULL, NULL}};
+    enum { ITEMS = sizeof items / sizeof *items };
+    size_t counts[ITEMS];
+    tensor w[ITEMS], to[ITEMS], s = tensor_random(ITEMS, F, 70);
+    tn_piece pieces[24];
+    int first[ITEMS + 1], *flags = device_zeros(ITEMS * sizeof *flags);
     (void)argument;
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < ITEMS; i++) {
         tn_pack_item *p = &items[i];
         counts[i] = tn_pack_count(p);
         w[i] = tensor_random((size_t)(p->out * p->in * p->taps), F, (uint32_t)i);
@@ -329,9 +336,9 @@ static void run_pack(void *argument) {
         p->to = to[i].device;
         p->nonfinite = flags + i;
     }
-    int n = cut(counts, 5, pieces, first);
+    int n = cut(counts, ITEMS, pieces, first);
     OK(tn_launch_pack(device_copy(items, sizeof items), n, device_copy(pieces, sizeof pieces), 0));
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < ITEMS; i++) {
         double *wanted = host_doubles(counts[i]);
         for (size_t k = 0; k < counts[i]; k++)
             wanted[k] = packed(&items[i], w[i].host, i == 2 ? 1 : s.host[i], k);

@@ -21,6 +21,7 @@ tn_engine *engine_make(const engine_target *target, const tn_model *model, int r
                                .precision = target->precision,
                                .threads = target->threads,
                                .separate_buffers = target->separate_buffers,
+                               .separate_layers = target->separate_layers,
                                .micro_batch = micro_batch,
                                .max_batch = rows,
                                .training = true};

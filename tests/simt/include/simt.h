@@ -39,19 +39,41 @@ size_t simt_objects(void);
 int simt_is_instrumented(void);
 
 /* Counts of one kernel since the last reset; only in the instrumented build, and only while counting is on
- * (SIMT_COUNT=1 prints all at exit). A request is one instruction of one warp. */
+ * (SIMT_COUNT=1 prints all at exit). A request is one instruction of one warp. Sectors are 32 bytes; `ideal`
+ * is the fewest that could hold the distinct bytes of each request. Sectors of memory are those that come
+ * from, or go to, memory if the cache keeps what a launch has touched before: each counts once in a launch.
+ * Floating-point operations of tensor cores are counted; those of other kernels are what the program said of
+ * them (simt_expect_flops). */
 typedef struct simt_counters {
     uint64_t launches, blocks, threads, barriers; /* barriers: per block */
-    uint64_t load_requests, load_bytes, load_sectors, load_ideal_sectors;
-    uint64_t store_requests, store_bytes, store_sectors, store_ideal_sectors;
+    uint64_t load_requests, load_bytes, load_sectors, load_ideal_sectors, load_memory_sectors;
+    uint64_t store_requests, store_bytes, store_sectors, store_ideal_sectors, store_memory_sectors;
     uint64_t shared_requests, shared_wavefronts, shared_ideal_wavefronts;
-    uint64_t atomics, wmma_flops;
+    uint64_t atomics, fma_flops, tf32_flops, bf16_flops;
 } simt_counters;
 void simt_count(int on);
+/* Of each launch run only so many blocks, spread over its grid (none while counting is off, and none of a
+ * launch that differs from an earlier one in addresses alone), and let their counts stand for all: whole
+ * training steps of real sizes in seconds. Device memory starts as zeros, results mean nothing, products of
+ * cuBLAS and long fills are counted but not made, and nothing is checked but bounds. 0: all blocks.
+ * SIMT_SAMPLE. Set it before anything is allocated. */
+void simt_sample(uint64_t blocks);
+/* The next kernel that is launched makes so many floating-point operations without tensor cores. */
+void simt_expect_flops(uint64_t fma);
 void simt_counters_reset(void);
 /* Returns 0 when the kernel (its name as launched, without template arguments it is a prefix match) was not
  * seen. */
 int simt_counters_get(const char *kernel, simt_counters *out);
+/* Every operation on the device since the last reset, in order, while counting was on: launches, products of
+ * cuBLAS, copies and fills. The names "cublas", "copy", "copy from host", "copy to host", "fill" stand beside
+ * those of kernels, "name<arguments>". `grid` and what follows are zero for what is no kernel. */
+typedef struct simt_operation {
+    const char *name; /* owned by the machine, until the next reset */
+    uint64_t grid[3], threads, dynamic_shared, blocks_run;
+    simt_counters counters; /* for the whole grid */
+} simt_operation;
+size_t simt_operations_counted(void);
+const simt_operation *simt_operation_at(size_t index);
 /* One line per kernel on standard error. */
 void simt_counters_print(void);
 

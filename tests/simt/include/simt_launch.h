@@ -19,6 +19,7 @@ struct LaunchRequest {
     size_t shared;
     std::shared_ptr<void> arguments; /* the closure that `invoke` takes */
     size_t arguments_size;
+    uint64_t fma_flops; /* what the caller said of its work, simt_expect_flops */
     void (*invoke)(void *closure);
     std::vector<const void *> pointers; /* those among the arguments */
 };
@@ -57,6 +58,7 @@ void launch(const char *name, const char *file, int line, void (*kernel)(K...), 
                           shared,
                           {},
                           sizeof(Closure<K...>),
+                          0,
                           &Closure<K...>::invoke,
                           {}};
     std::apply([&](const auto &...a) { (note_pointer(request.pointers, a), ...); }, closure->arguments);

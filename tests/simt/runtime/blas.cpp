@@ -8,6 +8,7 @@
 
 #include "cublas_v2.h"
 #include "cuda_bf16.h"
+#include "launch_log.h"
 #include "memory.h"
 #include "stream.h"
 #if SIMT_INSTRUMENTED
@@ -132,6 +133,17 @@ static void perform(Gemm g) {
     }
 }
 
+/* Each operand once; with beta the target is read too. */
+static void count(const Gemm &g) {
+    auto bytes = [&](const Matrix &x) {
+        return (uint64_t)g.batch * (uint64_t)x.rows * (uint64_t)x.columns * x.element();
+    };
+    uint64_t flops = 2ull * (uint64_t)g.batch * (uint64_t)g.m * (uint64_t)g.n * (uint64_t)g.k;
+    bool narrow = g.bf16 || g.a.type == CUDA_R_16BF, tf32 = g.tf32 && !narrow;
+    log_operation("cublas", bytes(g.a) + bytes(g.b) + (g.beta != 0.0f ? bytes(g.c) : 0), bytes(g.c),
+                  narrow || tf32 ? 0 : flops, tf32 ? flops : 0, narrow ? flops : 0);
+}
+
 static bool known_type(cudaDataType t) {
     return t == CUDA_R_32F || t == CUDA_R_16BF;
 }
@@ -179,7 +191,8 @@ static cublasStatus_t run(cublasHandle_t h, Gemm g, const void *alpha, const voi
     Op op;
     op.what = "a cuBLAS product";
     op.run = [g](Op &) {
-        perform(g);
+        count(g);
+        if (!settings().sample) perform(g);
         return true;
     };
     return enqueue(*s, std::move(op)) ? CUBLAS_STATUS_EXECUTION_FAILED : CUBLAS_STATUS_SUCCESS;

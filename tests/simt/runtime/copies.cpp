@@ -2,6 +2,7 @@
 #include <cstring>
 #include <memory>
 
+#include "launch_log.h"
 #include "memory.h"
 #include "stream.h"
 #if SIMT_INSTRUMENTED
@@ -9,6 +10,9 @@
 #endif
 
 namespace simt {
+
+/* While only some blocks of each launch run, memory that is filled would be touched for nothing. */
+static constexpr size_t LONG_FILL = 1 << 20;
 
 /* Rows of a copy; a plain copy has one. */
 struct Copy {
@@ -27,6 +31,14 @@ static void perform(const Copy &c) {
 #endif
         memmove(dst, src, c.width);
     }
+}
+
+static void count(const Copy &c) {
+    uint64_t bytes = c.width * c.height;
+    log_operation(!c.src_device  ? "copy from host"
+                  : c.dst_device ? "copy"
+                                 : "copy to host",
+                  c.src_device ? bytes : 0, c.dst_device ? bytes : 0, 0, 0, 0);
 }
 
 static bool one_allocation(const void *p, size_t bytes) {
@@ -94,6 +106,7 @@ static cudaError_t copy(Copy c, cudaMemcpyKind kind, cudaStream_t handle, bool a
     if (to_pinned) op.host = HostRange{c.dst, dbytes, true};
     op.run = [c, kept](Op &) {
         perform(c);
+        count(c);
         return true;
     };
     bool capturing = s->capture != nullptr;
@@ -121,7 +134,8 @@ static cudaError_t fill(void *dst, int value, size_t bytes, cudaStream_t handle,
 #if SIMT_INSTRUMENTED
         shadow_range_store(dst, bytes);
 #endif
-        memset(dst, value, bytes);
+        log_operation("fill", 0, bytes, 0, 0, 0);
+        if (!settings().sample || bytes < LONG_FILL) memset(dst, value, bytes);
         return true;
     };
     return enqueue(*s, std::move(op));

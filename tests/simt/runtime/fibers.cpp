@@ -271,7 +271,7 @@ void run_block(Worker &w, const Launch &launch, uint64_t block) {
     w.idle.pop_back();
     jump(w.current->context, &w.main);
     simt_self = nullptr;
-    count_block(w);
+    count_block();
 }
 
 static int barrier_result(Worker &w, int kind, int phase) {
@@ -319,7 +319,7 @@ int simt_barrier(int kind, int predicate, const char *file, int line) {
     w.barrier_value[phase] += predicate != 0;
     w.state[me.linear] = kAtBarrier;
     if (++w.at_barrier == w.threads - w.exited) {
-        count_barrier(w);
+        count_barrier();
         w.at_barrier = 0;
         w.epoch++;
         w.barrier_value[phase ^ 1] = 0;

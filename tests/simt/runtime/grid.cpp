@@ -1,6 +1,7 @@
 /* Runs the blocks of a launch: on the calling OS thread, and in the plain build on a pool beside it. */
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
@@ -25,6 +26,7 @@ Settings &settings() {
         v.stack_bytes = (size_t)number("SIMT_STACK", 128 << 10) & ~(size_t)4095;
         v.allow_exit = number("SIMT_ALLOW_EXIT", 0) != 0;
         v.counting = number("SIMT_COUNT", 0) != 0;
+        v.sample = SIMT_INSTRUMENTED ? (uint64_t)number("SIMT_SAMPLE", 0) : 0;
         if (SIMT_INSTRUMENTED) v.os_threads = 1;
         return v;
     }();
@@ -72,6 +74,25 @@ static void place_dynamic(Worker &w, size_t bytes, char *&base) {
     base = w.dynamic;
     size_t page = 4096, end = (w.dynamic_capacity + page - 1) / page * page;
     w.dynamic = base + end - (bytes + 127) / 128 * 128;
+}
+
+/* The n-th of `sample` blocks, spread over the grid by steps of the golden ratio so that they do not all lie
+ * at one edge of their images. */
+static uint64_t sampled_block(uint64_t n, uint64_t blocks) {
+    return (uint64_t)((n * 0x9e3779b97f4a7c15u >> 32) * (unsigned __int128)blocks >> 32);
+}
+
+/* Runs some of the blocks, or all, for the sake of their counts; returns how many. */
+static uint64_t work_sampled(const Launch &launch, uint64_t sample) {
+    Worker &w = own_worker();
+    char *base;
+    shared_poison();
+    place_dynamic(w, launch.request.shared, base);
+    for (uint64_t i = 0; i < sample; i++)
+        run_block(w, launch, sample == launch.blocks ? i : sampled_block(i, launch.blocks));
+    w.dynamic = base;
+    w.launch = nullptr;
+    return sample;
 }
 
 static void work(const Launch &launch, const BlockOrder &order, std::atomic<uint64_t> &next) {
@@ -137,7 +158,10 @@ void run_grid(Launch &launch) {
     const dim3 &b = launch.request.block;
     BlockOrder order(launch.number, launch.blocks);
     int helpers = settings().os_threads - 1;
-    count_launch(launch);
+    if (uint64_t sample = std::min(settings().sample, launch.blocks)) {
+        if (settings().counting && !count_again(launch)) count_launch(launch, work_sampled(launch, sample));
+        return;
+    }
     if (helpers > 0 && launch.blocks > 1 && launch.blocks * b.x * b.y * b.z >= 4096) {
         static Pool *pool = new Pool; /* its threads outlive everything */
         if (launch.blocks - 1 < (uint64_t)helpers) helpers = (int)launch.blocks - 1;
@@ -145,6 +169,7 @@ void run_grid(Launch &launch) {
     }
     std::atomic<uint64_t> next(0);
     work(launch, order, next);
+    count_launch(launch, launch.blocks);
 }
 
 } // namespace simt

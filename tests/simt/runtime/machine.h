@@ -131,6 +131,7 @@ struct Settings {
     size_t stack_bytes;
     bool allow_exit; /* threads may leave while others wait at a barrier */
     bool counting;
+    uint64_t sample; /* blocks of a launch that run, 0: all; with them nothing but bounds is checked */
 };
 Settings &settings();
 
@@ -162,6 +163,7 @@ const SharedSymbol *shared_symbol_at(size_t offset);
 char *shared_base(size_t *size); /* of the calling OS thread */
 void shared_poison();
 size_t static_shared_of(const void *function);
+const char *function_name(const void *function); /* as mangled; null: not of this program */
 
 /* report.cpp */
 /* Prints one line about a fault and ends the process with SIMT_FAULT_EXIT. `pc`: return address into the
@@ -181,22 +183,30 @@ void check_store(const void *address, size_t bytes, Site site, const void *pc);
 void check_atomic(const void *address, size_t bytes, const void *pc);
 void check_fence();
 void check_forget(const void *address, size_t bytes); /* contents become undefined */
-void count_tile(const void *memory, int rows, size_t row_bytes, size_t pitch, bool store, bool tile_load);
-void count_barrier(Worker &w);
-void count_block(Worker &w);
-void count_launch(const Launch &launch);
-void count_flops(const Launch &launch, uint64_t flops);
+void count_tile(const void *memory, int rows, size_t row_bytes, size_t pitch, bool store);
+/* Counters (counters.cpp): at a barrier, at the end of a block, at the end of a launch of which so many
+ * blocks have run, at a WMMA product, at a cp.async. */
+void count_barrier();
+void count_block();
+void count_launch(const Launch &launch, uint64_t blocks_run);
+bool count_again(const Launch &launch); /* one that has been counted: done */
+void count_flops(bool narrow, uint64_t flops);
+void count_copy(const void *dst, size_t written, const void *src, size_t read, Site site);
 #else
 inline void check_load(const void *, size_t, Site, const void *) {}
 inline void check_store(const void *, size_t, Site, const void *) {}
 inline void check_atomic(const void *, size_t, const void *) {}
 inline void check_fence() {}
 inline void check_forget(const void *, size_t) {}
-inline void count_tile(const void *, int, size_t, size_t, bool, bool) {}
-inline void count_barrier(Worker &) {}
-inline void count_block(Worker &) {}
-inline void count_launch(const Launch &) {}
-inline void count_flops(const Launch &, uint64_t) {}
+inline void count_tile(const void *, int, size_t, size_t, bool) {}
+inline void count_barrier() {}
+inline void count_block() {}
+inline void count_launch(const Launch &, uint64_t) {}
+inline bool count_again(const Launch &) {
+    return false;
+}
+inline void count_flops(bool, uint64_t) {}
+inline void count_copy(const void *, size_t, const void *, size_t, Site) {}
 #endif
 
 } // namespace simt

@@ -74,8 +74,13 @@ void *device_allocate(size_t bytes, int device) {
     arena_next = end;
     if (mprotect(at(first), pages, PROT_READ | PROT_WRITE)) return nullptr;
     Allocation a{end - rounded, first, end, bytes, device, (unsigned)allocations.size(), false, false};
-    memset(at(first), kMark, pages);
-    memset(at(a.base), kPoison, bytes);
+    if (settings().sample) { /* pages that nobody touches take no memory */
+        memset(at(first), kMark, a.base - first);
+        memset(at(a.base + bytes), kMark, end - a.base - bytes);
+    } else {
+        memset(at(first), kMark, pages);
+        memset(at(a.base), kPoison, bytes);
+    }
     for (uintptr_t p = first; p < end; p += kPage) page_owner[(p - arena_base) / kPage] = a.number;
     allocations.push_back(a);
     used[device] += bytes;

@@ -50,6 +50,7 @@ void simt_copy_async(void *dst, const void *src, size_t size, size_t zfill, cons
     if (!size_ok || (uintptr_t)dst % size || (uintptr_t)src % size || is_device_address(dst) ||
         (zfill < size && !is_device_address(src)))
         refuse(me, dst, src, size, size_ok, site);
+    count_copy(dst, size, src, size - zfill, site);
     if (zfill < size) check_load(src, size - zfill, site, nullptr);
     /* From now on the target is neither its old nor its new contents. */
     check_store(dst, size, site, nullptr);

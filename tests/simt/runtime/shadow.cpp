@@ -106,7 +106,7 @@ void shadow_begin_op(Op &op) {
     locate();
     current = &op;
     releases.clear();
-    if (!op.first_serial) {
+    if (!op.first_serial && !settings().sample) {
         if (next_serial + op.blocks > kMaxSerial)
             report("LIMIT", Site{}, nullptr, "more than %u blocks in one run of the instrumented build",
                    kMaxSerial);
@@ -386,15 +386,18 @@ void shadow_access(uintptr_t address, size_t bytes, Access kind, bool aligned, S
         return;
     }
     if (aligned && (bytes & (bytes - 1)) == 0 && address % bytes) complain("MISALIGNED", a, "");
-    uint64_t me = my_tag();
-    touch(cells, offset, bytes, me, a);
-    if (kind == Access::Atomic) atomic_order(me, address);
+    if (!settings().sample) {
+        uint64_t me = my_tag();
+        touch(cells, offset, bytes, me, a);
+        if (kind == Access::Atomic) atomic_order(me, address);
+    }
     if (settings().counting) count_access(w, *lane, pc, address, bytes, kind, a.shared);
 }
 
 static void range(const void *memory, size_t bytes, Access kind) {
     Touch a{(uintptr_t)memory, bytes, kind, false, Site{}, nullptr};
     check_bounds(a);
+    if (settings().sample) return;
     uint64_t me = (uint64_t)current->first_serial << kSerialAt | (uint64_t)kOutside << kThreadAt;
     touch(global_cells, a.address - arena_base, bytes, me, a);
 }
@@ -419,7 +422,7 @@ static bool has_value(const void *memory, size_t i) {
 void shadow_copy(void *dst, const void *src, size_t bytes) {
     if (src && !dst) shadow_range_load(src, bytes);
     if (dst) shadow_range_store(dst, bytes);
-    if (!src || !dst) return;
+    if (!src || !dst || settings().sample) return;
     uintptr_t to = (uintptr_t)dst - arena_base;
     for (size_t i = 0; i < bytes; i++) {
         if (has_value(src, i))
@@ -452,6 +455,7 @@ void check_fence() {
 }
 
 void check_forget(const void *address, size_t bytes) {
+    if (settings().sample) return;
     Touch a{(uintptr_t)address, bytes, Access::Store, false, Site{}, nullptr};
     uintptr_t offset;
     if (Cell *cells = shared_cells(a, &offset))

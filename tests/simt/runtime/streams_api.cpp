@@ -87,6 +87,8 @@ static void check_pointers(const LaunchRequest &r) {
     }
 }
 
+static uint64_t expected_flops;
+
 void submit(LaunchRequest &&request, cudaStream_t handle) {
     std::lock_guard<std::mutex> guard(machine_lock);
     if (cudaError_t error = api_enter("launch")) {
@@ -100,6 +102,8 @@ void submit(LaunchRequest &&request, cudaStream_t handle) {
         api_return(error);
         return;
     }
+    request.fma_flops = expected_flops;
+    expected_flops = 0;
     Op op;
     op.what = request.kernel;
     op.blocks = (uint64_t)request.grid.x * request.grid.y * request.grid.z;
@@ -532,3 +536,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const voi
 }
 
 } // extern "C"
+
+void simt_expect_flops(uint64_t fma) {
+    simt::expected_flops = fma;
+}

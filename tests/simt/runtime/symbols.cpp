@@ -95,11 +95,16 @@ void shared_poison() {
         if (!s.guard) memset(base + s.offset, 0xff, s.size);
 }
 
+const char *function_name(const void *function) {
+    auto found = functions.find((uint64_t)((uintptr_t)function - load_bias));
+    return found == functions.end() ? nullptr : found->second;
+}
+
 /* Shared variables of the kernel itself; those of functions that it calls are not known to be its. */
 size_t static_shared_of(const void *function) {
-    auto found = functions.find((uint64_t)((uintptr_t)function - load_bias));
-    if (found == functions.end()) return 0;
-    std::string prefix = std::string("_ZZ") + (found->second + 2) + "E";
+    const char *name = function_name(function);
+    if (!name) return 0;
+    std::string prefix = std::string("_ZZ") + (name + 2) + "E";
     size_t total = 0;
     for (const SharedSymbol &s : symbols)
         if (strncmp(s.name, prefix.c_str(), prefix.size()) == 0) total = (total + 15) / 16 * 16 + s.size;

@@ -41,7 +41,7 @@ static size_t offset_of(const simt_tile &tile, int element, unsigned ld) {
 static void count(const simt_tile &tile, const void *memory, unsigned ld, bool store) {
     if (!SIMT_INSTRUMENTED || !settings().counting || self()->lane != 0) return;
     int rows = tile.row_major ? tile.rows : tile.columns, length = tile.row_major ? tile.columns : tile.rows;
-    count_tile(memory, rows, (size_t)(length * tile.element), (size_t)ld * (size_t)tile.element, store, true);
+    count_tile(memory, rows, (size_t)(length * tile.element), (size_t)ld * (size_t)tile.element, store);
 }
 
 /* The whole tile of a fragment kind, from the registers of all lanes. Tensor cores read the upper 19 bits of
@@ -84,7 +84,7 @@ template <int m, int n, int k, int bytes> static void product(const Rendezvous &
     }
 }
 
-void run_product(Worker &w, Rendezvous &r) {
+void run_product(Worker &, Rendezvous &r) {
     const simt_product *any = reinterpret_cast<const simt_product *>(r.value[__builtin_ctz(r.arrived)]);
     if (r.arrived != 0xffffffffu)
         report("DIVERGENT", r.site, nullptr, "mma_sync needs all 32 lanes, only %08x came", r.arrived);
@@ -96,7 +96,7 @@ void run_product(Worker &w, Rendezvous &r) {
         product<8, 32, 16, 2>(r);
     else
         product<32, 8, 16, 2>(r);
-    count_flops(*w.launch, 2ull * (unsigned)any->m * (unsigned)any->n * (unsigned)any->k);
+    count_flops(any->element == 2, 2ull * (unsigned)any->m * (unsigned)any->n * (unsigned)any->k);
 }
 
 /* Elements that lie side by side in memory are moved together. */

@@ -26,6 +26,8 @@
 void launch_fill(float *y, float v, int n, int threads, cudaStream_t stream);
 void launch_strided(float *y, const float *x, int stride, int n, cudaStream_t stream);
 void launch_columns(float *y, int pitch, cudaStream_t stream);
+void launch_shared_reads(float *y, const float *x, const float *common, int blocks, cudaStream_t stream);
+void launch_tile_product(float *y, const void *x, int pitch, cudaStream_t stream);
 void launch_stream_words(unsigned *y, unsigned long long seed, unsigned purpose, unsigned a, unsigned b,
                          int n);
 
@@ -307,6 +309,91 @@ static void test_counters(void) {
     CHECK(cudaFree(x) == cudaSuccess && cudaFree(y) == cudaSuccess);
 }
 
+/* Sectors that come from memory: what all blocks read counts once, what a block wrote itself not at all. */
+static void test_memory_sectors(void) {
+    enum { BLOCKS = 24 };
+    simt_counters c;
+    float *x, *y, *common;
+    if (!simt_is_instrumented()) return;
+    CHECK(cudaMalloc((void **)&x, BLOCKS * 512) == cudaSuccess &&
+          cudaMalloc((void **)&y, BLOCKS * 512) == cudaSuccess &&
+          cudaMalloc((void **)&common, 512) == cudaSuccess);
+    CHECK(cudaMemset(x, 0, BLOCKS * 512) == cudaSuccess && cudaMemset(common, 0, 512) == cudaSuccess);
+    CHECK(cudaDeviceSynchronize() == cudaSuccess);
+    simt_count(1);
+    /* All blocks; then four of them for all. The sums are the same. */
+    for (uint64_t sample = 0; sample <= 4; sample += 4) {
+        simt_sample(sample);
+        simt_counters_reset();
+        simt_expect_flops(1234);
+        launch_shared_reads(y, x, common, BLOCKS, NULL);
+        CHECK(cudaDeviceSynchronize() == cudaSuccess);
+        CHECK(simt_counters_get("shared_reads", &c) && c.launches == 1 && c.blocks == BLOCKS);
+        CHECK(c.load_bytes == BLOCKS * 4 * 512 && c.load_sectors == BLOCKS * 64 && c.barriers == BLOCKS * 2);
+        CHECK(c.store_bytes == BLOCKS * 2 * 512 && c.store_sectors == BLOCKS * 32);
+        CHECK(c.load_memory_sectors == 16 + BLOCKS * 16 && c.store_memory_sectors == BLOCKS * 16);
+        CHECK(c.fma_flops == 1234 && c.tf32_flops == 0 && c.bf16_flops == 0);
+        const simt_operation *o = simt_operation_at(0);
+        CHECK(simt_operations_counted() == 1 && o && strcmp(o->name, "shared_reads") == 0);
+        CHECK(o->grid[0] == BLOCKS && o->threads == 128 && o->blocks_run == (sample ? 4 : BLOCKS));
+        launch_shared_reads(y, x, common, 1, NULL);
+        CHECK(cudaDeviceSynchronize() == cudaSuccess && simt_operations_counted() == 2);
+        CHECK(simt_operation_at(1)->counters.fma_flops == 0 && simt_operation_at(2) == NULL);
+    }
+    simt_sample(0);
+    simt_count(0);
+    CHECK(cudaFree(x) == cudaSuccess && cudaFree(y) == cudaSuccess && cudaFree(common) == cudaSuccess);
+}
+
+/* Asynchronous copies and WMMA tiles. Rows that lie 32 bytes apart meet in the banks by twos (8 rows of 16
+ * bytes over 128 bytes), rows 48 bytes apart do not. Results: 4 rows of 32 bytes, 64 or 96 bytes apart. */
+static void test_tile_counters(void) {
+    simt_counters c;
+    float *y;
+    void *x;
+    if (!simt_is_instrumented()) return;
+    CHECK(cudaMalloc(&x, 512) == cudaSuccess && cudaMalloc((void **)&y, 128) == cudaSuccess);
+    CHECK(cudaMemset(x, 0, 512) == cudaSuccess && cudaDeviceSynchronize() == cudaSuccess);
+    simt_count(1);
+    for (int wide = 0; wide < 2; wide++) {
+        simt_counters_reset();
+        launch_tile_product(y, x, wide ? 24 : 16, NULL);
+        CHECK(cudaDeviceSynchronize() == cudaSuccess && simt_counters_get("tile_product", &c));
+        CHECK(c.load_requests == 1 && c.load_bytes == 512 && c.load_sectors == 16 &&
+              c.load_ideal_sectors == 16);
+        CHECK(c.store_sectors == 4 && c.bf16_flops == 2 * 16 * 16 * 16 && c.tf32_flops == 0);
+        /* The copy: 4 passes, by quarter warps of 4 rows, whose fourth meets the first if they are 48 bytes
+         * apart. Two operands: 4 each. The result: 8. Reading it back: 1, but 2 if the second row is 96 bytes
+         * from the first. */
+        CHECK(c.shared_requests == 5 && c.shared_ideal_wavefronts == 4 + 2 * 4 + 8 + 1);
+        CHECK(c.shared_wavefronts == (wide ? 8 + 2 * 4 + 8 + 2 : 4 + 2 * 8 + 16 + 1));
+    }
+    simt_count(0);
+    CHECK(cudaFree(x) == cudaSuccess && cudaFree(y) == cudaSuccess);
+}
+
+/* Products, copies and fills stand among the operations. */
+static void test_counted_libraries(void) {
+    cublasHandle_t blas;
+    float *x, one = 1.0f, zero = 0.0f, host[64];
+    CHECK(cudaMalloc((void **)&x, 4096) == cudaSuccess && cublasCreate(&blas) == CUBLAS_STATUS_SUCCESS);
+    simt_counters_reset();
+    simt_count(1);
+    CHECK(cudaMemset(x, 0, 4096) == cudaSuccess);
+    CHECK(cublasSgemm(blas, CUBLAS_OP_N, CUBLAS_OP_N, 4, 8, 16, &one, x, 4, x + 64, 16, &zero, x + 256, 4) ==
+          CUBLAS_STATUS_SUCCESS);
+    CHECK(cudaMemcpy(host, x, 256, cudaMemcpyDeviceToHost) == cudaSuccess);
+    simt_count(0);
+    CHECK(simt_operations_counted() == 3);
+    const simt_operation *fill = simt_operation_at(0), *product = simt_operation_at(1),
+                         *copy = simt_operation_at(2);
+    CHECK(strcmp(fill->name, "fill") == 0 && fill->counters.store_bytes == 4096);
+    CHECK(strcmp(product->name, "cublas") == 0 && product->counters.fma_flops == 2 * 4 * 8 * 16);
+    CHECK(product->counters.load_bytes == 4 * (4 * 16 + 16 * 8) && product->counters.store_bytes == 128);
+    CHECK(strcmp(copy->name, "copy to host") == 0 && copy->counters.load_bytes == 256);
+    CHECK(cublasDestroy(blas) == CUBLAS_STATUS_SUCCESS && cudaFree(x) == cudaSuccess);
+}
+
 /* The host's generator and the device's draw the same words. */
 static void test_philox(void) {
     unsigned *x, words[22];
@@ -327,6 +414,9 @@ int main(void) {
     test_blas();
     test_blas_precisions();
     test_counters();
+    test_memory_sectors();
+    test_tile_counters();
+    test_counted_libraries();
     test_ranks_as_processes();
     test_lost_rank();
     test_ranks_as_threads();

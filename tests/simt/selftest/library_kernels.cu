@@ -1,5 +1,8 @@
 /* The kernels that libraries.c launches. */
+#include <cuda_bf16.h>
+#include <cuda_pipeline.h>
 #include <curand_kernel.h>
+#include <mma.h>
 
 #include "kernels/launch.h"
 
@@ -30,6 +33,46 @@ __global__ void columns(float *y, int pitch) {
 }
 extern "C" void launch_columns(float *y, int pitch, cudaStream_t stream) {
     TN_LAUNCH(columns, 1, 32, 32 * 33 * sizeof(float), stream, y, pitch);
+}
+
+/* Every block reads the same 128 floats, twice, and 128 of its own, writes 128 and reads them again. */
+__global__ void shared_reads(float *y, const float *x, const float *common) {
+    int t = threadIdx.x, i = blockIdx.x * 128 + t;
+    float a = common[t];
+    __syncthreads();
+    y[i] = x[i] + a + common[t];
+    __syncthreads();
+    y[i] *= 2.0f;
+}
+extern "C" void launch_shared_reads(float *y, const float *x, const float *common, int blocks,
+                                    cudaStream_t stream) {
+    TN_LAUNCH(shared_reads, blocks, 128, 0, stream, y, x, common);
+}
+
+/* One warp: 32 asynchronous copies of 16 bytes, into rows of `pitch` values of which a WMMA tile is made, one
+ * product, and the result by way of shared memory. */
+__global__ void tile_product(float *y, const __nv_bfloat16 *x, int pitch) {
+    namespace wmma = nvcuda::wmma;
+    TN_DYNAMIC_SHARED(__nv_bfloat16, tile);
+    float *out = reinterpret_cast<float *>(tile + 16 * 64);
+    int t = threadIdx.x;
+    __pipeline_memcpy_async(tile + t / 2 * pitch + t % 2 * 8, x + t * 8, 16);
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+    __syncthreads();
+    wmma::fragment<wmma::matrix_a, 16, 16, 16, __nv_bfloat16, wmma::row_major> a;
+    wmma::fragment<wmma::matrix_b, 16, 16, 16, __nv_bfloat16, wmma::row_major> b;
+    wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum;
+    wmma::fill_fragment(sum, 0.0f);
+    wmma::load_matrix_sync(a, tile, pitch);
+    wmma::load_matrix_sync(b, tile, pitch);
+    wmma::mma_sync(sum, a, b, sum);
+    wmma::store_matrix_sync(out, sum, pitch, wmma::mem_row_major);
+    __syncthreads();
+    y[t] = out[t / 16 * pitch + t % 16];
+}
+extern "C" void launch_tile_product(float *y, const void *x, int pitch, cudaStream_t stream) {
+    TN_LAUNCH(tile_product, 1, 32, 16 * 64 * 6, stream, y, static_cast<const __nv_bfloat16 *>(x), pitch);
 }
 
 /* Words 0..n-1 of the stream that src/base/philox.h calls (seed, purpose, a, b). */

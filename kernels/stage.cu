@@ -1,0 +1,131 @@
+/* Successive residual blocks without norms in one launch: forward (kernels.h says what is computed, stage.cuh
+ * how images and weights lie in shared memory).
+ *
+ * Without norms an image needs no other, so a block of threads keeps its images from the first convolution to
+ * the last: x[b] and the inner activation stand in shared memory, weights stream from the L2 cache in slabs
+ * of 16 input channels, one ahead of what is multiplied, and what backward needs is written as it is made.
+ * x[b + 1] takes the place of x[b]: the second convolution reads the inner activation alone, and the residual
+ * at the pixel that it writes. Outputs are overwritten, nothing aliases. */
+#include "kernels/stage.cuh"
+
+/* Masks of one conv, collected in shared memory, to global memory. */
+__device__ __forceinline__ void write_mask(const unsigned char *from, unsigned bytes, unsigned char *to) {
+    for (unsigned i = threadIdx.x; i < bytes / 8; i += STAGE_THREADS)
+        reinterpret_cast<uint2 *>(to)[i] = reinterpret_cast<const uint2 *>(from)[i];
+}
+
+template <int C>
+static __global__ void __launch_bounds__(STAGE_THREADS, 1)
+    stage_forward(stage_geometry g, const bf16 *__restrict__ x, const bf16 *__restrict__ weights,
+                  const float *__restrict__ scalars, bf16 *inner, unsigned char *masks, bf16 *y,
+                  int *nonfinite) {
+    typedef stage_tiling<C> t;
+    TN_DYNAMIC_SHARED(unsigned char, shared);
+    const stage_layout at(g, C, 2);
+    bf16 *stream = reinterpret_cast<bf16 *>(shared), *branch = stream + at.plane_bytes / 2,
+         *slabs = reinterpret_cast<bf16 *>(shared + at.slabs_at);
+    float *results = reinterpret_cast<float *>(shared + at.results_at) + threadIdx.x / 32 * RESULT_FLOATS;
+    short *pixel_of = reinterpret_cast<short *>(shared + at.pixels_at);
+    const int first = blockIdx.x * g.images, images = min(g.images, g.rows - first), convs = 2 * g.blocks;
+    const size_t tensor = (size_t)g.rows * g.pixels() * C, begin = (size_t)first * g.pixels() * C;
+    const unsigned mask_bytes = (unsigned)(images * g.pixels() * (C / 8));
+    stage_sums sums[t::MT][t::NT];
+
+    fetch_slab<C>(weights, slabs);
+    clear_shared<STAGE_THREADS>(shared, 2 * at.plane_bytes);
+    find_pixels(g, images, pixel_of);
+    __syncthreads();
+    fetch_images<C, STAGE_THREADS>(g, images, x + begin, stream);
+    __pipeline_commit();
+
+    for (int step = 0; step < convs * t::SLABS; step++) {
+        const int conv = step / t::SLABS, slab = step % t::SLABS;
+        __pipeline_wait_prior(0);
+        __syncthreads(); /* the slab is there, and all results of the step before */
+        if (step + 1 < convs * t::SLABS)
+            fetch_slab<C>(weights + (size_t)(step + 1) * t::SLAB_READ, slabs + (step + 1) % 2 * t::SLAB);
+        __pipeline_commit();
+        if (slab == 0) {
+            clear_sums<C>(sums);
+            if (masks && conv > 0)
+                write_mask(shared + at.masks_at + (conv - 1) % 2 * at.mask_bytes, mask_bytes,
+                           masks + ((conv - 1) * tensor + begin) / 8);
+        }
+        const bf16 *input = conv % 2 ? branch : stream;
+        multiply_slab<C>(g, input + slab * g.positions * 16, slabs + step % 2 * t::SLAB, sums);
+        if (slab + 1 < t::SLABS) continue;
+
+        const float c = scalars[4 * conv + 1], d = scalars[4 * conv + 2];
+        unsigned char *bits = shared + at.masks_at + conv % 2 * at.mask_bytes;
+        bf16 *output = conv % 2 ? stream : branch, *to = conv + 1 == convs ? y : inner + conv * tensor;
+        const bool residual = conv % 2, keep = inner || conv + 1 == convs;
+        bool bad = false;
+        each_result<C>(g, pixel_of, results, sums, [&](int pixel, int place, int channel, float *z) {
+            float r[8] = {};
+            if (residual) load8(stream + place, r);
+#pragma unroll
+            for (int j = 0; j < 8; j++) z[j] += c + r[j];
+            bad = bad || !all_finite8(z);
+            bits[(pixel * C + channel) / 8] = (unsigned char)activate8(z, true, d);
+            store8(output + place, z);
+            if (keep) store8(to + begin + pixel * C + channel, z);
+        });
+        raise_flag(nonfinite ? nonfinite + conv : NULL, bad);
+    }
+    __syncthreads();
+    if (masks)
+        write_mask(shared + at.masks_at + (convs - 1) % 2 * at.mask_bytes, mask_bytes,
+                   masks + ((convs - 1) * tensor + begin) / 8);
+}
+
+/* ---- host ---- */
+
+static bool tiles_fit(const stage_geometry &g, int channels) {
+    return g.tiles <= (channels == 16   ? stage_tiling<16>::TILES
+                       : channels == 32 ? stage_tiling<32>::TILES
+                                        : stage_tiling<64>::TILES);
+}
+
+int tn_stage_images(const tn_stage_shape *shape) {
+    tn_stage_shape s = *shape;
+    for (s.images = 1; (s.rows - 1) / (s.images + 1) + 1 >= TN_STAGE_GROUPS; s.images++) {
+        tn_stage_shape more = s;
+        more.images++;
+        if (!tiles_fit(geometry_of(&more), s.channels)) break;
+    }
+    return s.images;
+}
+
+size_t tn_stage_shared(const tn_stage_shape *shape, int backward) {
+    if (bad_stage(shape)) return 0;
+    const stage_geometry g = geometry_of(shape);
+    if (!tiles_fit(g, shape->channels)) return 0;
+    return stage_layout(g, shape->channels, backward && shape->channels == 16 ? 3 : 2).bytes;
+}
+
+template <int C>
+static cudaError_t forward(const tn_stage_shape *s, const void *x, const void *weights, const float *scalars,
+                           void *inner, uint32_t *masks, void *y, int *nonfinite, cudaStream_t stream) {
+    const size_t bytes = tn_stage_shared(s, 0);
+    cudaError_t error =
+        cudaFuncSetAttribute(stage_forward<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (error != cudaSuccess) return error;
+    TN_LAUNCH(stage_forward<C>, stage_grid(s), STAGE_THREADS, bytes, stream, geometry_of(s),
+              static_cast<const bf16 *>(x), static_cast<const bf16 *>(weights), scalars,
+              static_cast<bf16 *>(inner), reinterpret_cast<unsigned char *>(masks), static_cast<bf16 *>(y),
+              nonfinite);
+    return cudaGetLastError();
+}
+
+cudaError_t tn_launch_stage_forward(const tn_stage_shape *shape, const void *x, const void *weights,
+                                    const float *scalars, void *inner, uint32_t *masks, void *y,
+                                    int *nonfinite, cudaStream_t stream) {
+    if (tn_stage_shared(shape, 0) == 0) return cudaErrorInvalidValue;
+    if (misaligned(x) || misaligned(weights) || misaligned(inner) || misaligned(masks) || misaligned(y))
+        return cudaErrorMisalignedAddress;
+    if (shape->rows == 0) return cudaSuccess;
+    return (shape->channels == 16 ? forward<16>
+            : shape->channels == 32
+                ? forward<32>
+                : forward<64>)(shape, x, weights, scalars, inner, masks, y, nonfinite, stream);
+}

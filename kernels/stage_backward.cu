@@ -1,0 +1,342 @@
+/* Successive residual blocks without norms: backward (kernels.h says what is computed, stage.cuh how images
+ * and weights lie in shared memory).
+ *
+ * With g = dL/d(output of a conv), dz = mask * g, conv after conv from the last to the first:
+ *
+ *   g of conv j - 1 = data gradient of dz of conv j, plus dz of conv j + 1 where j is the first conv of a
+ * block: its output is also the residual of conv j + 1
+ *
+ * so one loop over convs serves: dz of odd convs stands in `outer`, of even ones in `branch`, each made from
+ * the other, and the residual is at the pixel that is written. What conv j reads was the output of conv j -
+ * 1, or x.
+ *
+ * Weight gradients. With 16 channels they are small against an image: each block of threads multiplies while
+ * the images are in shared memory, and writes [conv][9][out][in] of its own. Wider, that would be more than
+ * all activations; there dz goes to memory, and a second kernel gives each block one conv and a share of the
+ * images, over which it adds in registers. Either way the parts, whose number depends on the shape alone, are
+ * added in order by the last kernel, with the sums of dz and of g that biases want. */
+#include "kernels/stage.cuh"
+
+#define GRADIENT_WARPS 16
+#define GRADIENT_PARTS 128 /* wanted blocks of the second kernel */
+
+struct stage_backward_arguments {
+    const bf16 *x, *inner, *weights;
+    const unsigned char *masks;
+    bf16 *dx;
+    bf16 *dz;       /* [conv][rows][pixels][C]; NULL with 16 channels */
+    float *parts;   /* [block of threads][conv][9][C][C]; NULL with more */
+    double *totals; /* [conv][2][blocks of threads] */
+};
+
+/* What the loop over convs carries. */
+template <int C> struct backward_state {
+    stage_geometry g;
+    stage_layout at;
+    unsigned char *shared;
+    int images, convs;
+    size_t tensor, begin; /* elements of a tensor, of it before the block's images */
+    bf16 *outer, *branch, *input;
+    float dy_sum, dz_sum;
+
+    __device__ __forceinline__ backward_state(const stage_geometry &geometry, unsigned char *memory)
+        : g(geometry), at(geometry, C, C == 16 ? 3 : 2), shared(memory) {
+        const int first = blockIdx.x * g.images;
+        images = min(g.images, g.rows - first);
+        convs = 2 * g.blocks;
+        tensor = (size_t)g.rows * g.pixels() * C;
+        begin = (size_t)first * g.pixels() * C;
+        outer = reinterpret_cast<bf16 *>(shared);
+        branch = outer + at.plane_bytes / 2;
+        input = branch + at.plane_bytes / 2;
+        dy_sum = dz_sum = 0;
+    }
+    /* What conv `conv` reads: that of the first is x. */
+    __device__ __forceinline__ void fetch_input(const stage_backward_arguments &a, int conv) const {
+        fetch_images<C, STAGE_THREADS>(g, images, (conv ? a.inner + (conv - 1) * tensor : a.x) + begin,
+                                       input);
+    }
+    __device__ __forceinline__ unsigned char *mask_of(int conv) const {
+        return shared + at.masks_at + conv % 2 * at.mask_bytes;
+    }
+    __device__ __forceinline__ void fetch_mask(const stage_backward_arguments &a, int conv) const {
+        const unsigned char *from = a.masks + (conv * tensor + begin) / 8;
+        for (int i = threadIdx.x; i < images * g.pixels() * (C / 8) / 8; i += STAGE_THREADS)
+            __pipeline_memcpy_async(mask_of(conv) + 8 * i, from + 8 * i, 8);
+    }
+    /* g of 8 channels becomes dz. */
+    __device__ __forceinline__ void apply_mask(unsigned bits, float v[8]) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            dy_sum += v[j];
+            if (!(bits >> j & 1)) v[j] = 0.0f;
+            dz_sum += v[j];
+        }
+    }
+    /* The sums of conv `conv`: of warps at once, of the block behind the next barrier. */
+    __device__ __forceinline__ double *warp_sums(int conv) const {
+        return reinterpret_cast<double *>(shared + at.sums_at) + conv % 2 * 2 * STAGE_WARPS;
+    }
+    __device__ __forceinline__ void add_lanes(int conv) {
+        const double dz = warp_sum((double)dz_sum), dy = warp_sum((double)dy_sum);
+        if (threadIdx.x % 32 == 0) {
+            warp_sums(conv)[threadIdx.x / 32] = dz;
+            warp_sums(conv)[STAGE_WARPS + threadIdx.x / 32] = dy;
+        }
+        dy_sum = dz_sum = 0;
+    }
+    __device__ __forceinline__ void write_total(int conv, double *totals) const {
+        if (threadIdx.x >= 2) return;
+        const double *from = warp_sums(conv) + threadIdx.x * STAGE_WARPS;
+        double sum = 0;
+        for (int i = 0; i < STAGE_WARPS; i++) sum += from[i];
+        totals[(size_t)(2 * conv + threadIdx.x) * gridDim.x + blockIdx.x] = sum;
+    }
+};
+
+/* dz of the last conv, from the gradients that arrive. */
+template <int C>
+__device__ __forceinline__ void begin_backward(backward_state<C> &s, const stage_backward_arguments &a,
+                                               const tn_parts &dy) {
+    const int last = s.convs - 1;
+    for (int i = threadIdx.x; i < s.images * s.g.pixels() * (C / 8); i += STAGE_THREADS) {
+        float v[8];
+        load_parts<bf16>(dy, (unsigned)s.begin + 8 * i, (unsigned)s.tensor, v);
+        s.apply_mask(a.masks[(last * s.tensor + s.begin) / 8 + i], v);
+        store8(s.outer + place_of(s.g, position_of(s.g, i / (C / 8)), i % (C / 8) * 8), v);
+        if (a.dz) store8(a.dz + last * s.tensor + s.begin + 8 * i, v);
+    }
+    s.add_lanes(last);
+}
+
+/* The gradient of conv `conv`'s weights, made from `input` and `dz`; over all of `results`. */
+template <int C>
+__device__ __forceinline__ void weight_gradient(const backward_state<C> &s, const stage_backward_arguments &a,
+                                                int conv, const bf16 *dz) {
+    stage_sums sums[9];
+    float *results = reinterpret_cast<float *>(s.shared + s.at.results_at);
+#pragma unroll
+    for (int tap = 0; tap < 9; tap++) nvcuda::wmma::fill_fragment(sums[tap], 0.0f);
+    add_gradient(s.g, s.input, dz, threadIdx.x / 32, STAGE_WARPS, sums);
+    merge_gradient<C, STAGE_WARPS>(sums, results,
+                                   a.parts + ((size_t)blockIdx.x * s.convs + conv) * 9 * C * C);
+}
+
+template <int C>
+static __global__ void __launch_bounds__(STAGE_THREADS, 1)
+    stage_backward(stage_geometry g, stage_backward_arguments a, tn_parts dy) {
+    typedef stage_tiling<C> t;
+    constexpr bool WEIGHTS = C == 16;
+    TN_DYNAMIC_SHARED(unsigned char, shared);
+    backward_state<C> s(g, shared);
+    bf16 *slabs = reinterpret_cast<bf16 *>(shared + s.at.slabs_at);
+    float *results = reinterpret_cast<float *>(shared + s.at.results_at) + threadIdx.x / 32 * RESULT_FLOATS;
+    short *pixel_of = reinterpret_cast<short *>(shared + s.at.pixels_at);
+    stage_sums sums[t::MT][t::NT];
+
+    const int last = s.convs - 1;
+    fetch_slab<C>(a.weights + (size_t)last * t::SLABS * t::SLAB_READ, slabs);
+    s.fetch_mask(a, last - 1);
+    clear_shared<STAGE_THREADS>(shared, (WEIGHTS ? 3 : 2) * s.at.plane_bytes);
+    find_pixels(g, s.images, pixel_of);
+    __syncthreads();
+    if (WEIGHTS) s.fetch_input(a, last);
+    __pipeline_commit();
+    begin_backward<C>(s, a, dy);
+
+    for (int step = 0; step < s.convs * t::SLABS; step++) {
+        const int conv = last - step / t::SLABS, slab = step % t::SLABS;
+        const bf16 *dz = conv % 2 ? s.outer : s.branch;
+        __pipeline_wait_prior(0);
+        __syncthreads(); /* what was fetched is there, and all results of the step before */
+        if (slab == 0) s.write_total(conv, a.totals);
+        if constexpr (WEIGHTS) weight_gradient<C>(s, a, conv, dz);
+        const int next = (slab + 1 < t::SLABS ? conv : conv - 1) * t::SLABS + (slab + 1) % t::SLABS;
+        if (next >= 0)
+            fetch_slab<C>(a.weights + (size_t)next * t::SLAB_READ, slabs + (step + 1) % 2 * t::SLAB);
+        if (slab == 0 && conv > 1) s.fetch_mask(a, conv - 2);
+        if (WEIGHTS && conv > 0) s.fetch_input(a, conv - 1);
+        __pipeline_commit();
+        if (slab == 0) clear_sums<C>(sums);
+        multiply_slab<C>(g, dz + slab * g.positions * 16, slabs + step % 2 * t::SLAB, sums);
+        if (slab + 1 < t::SLABS) continue;
+
+        bf16 *output = conv % 2 ? s.branch : s.outer;
+        const unsigned char *bits = s.mask_of(conv - 1);
+        bf16 *to = conv == 0 ? a.dx : a.dz ? a.dz + (conv - 1) * s.tensor : NULL;
+        each_result<C>(g, pixel_of, results, sums, [&](int pixel, int place, int channel, float *v) {
+            if (conv % 2 == 0) {
+                float r[8];
+                load8(s.outer + place, r);
+#pragma unroll
+                for (int j = 0; j < 8; j++) v[j] += r[j];
+            }
+            if (conv > 0) {
+                s.apply_mask(bits[(pixel * C + channel) / 8], v);
+                store8(output + place, v);
+            }
+            if (to) store8(to + s.begin + pixel * C + channel, v);
+        });
+        if (conv > 0) s.add_lanes(conv - 1);
+    }
+}
+
+/* ---- weight gradients of 32 and 64 channels ---- */
+
+/* Block (conv, part): the gradient of one conv over rows [part * share, (part + 1) * share), into
+ * parts[part][conv][9][C][C]. */
+template <int C>
+static __global__ void __launch_bounds__(32 * GRADIENT_WARPS, 1)
+    stage_weight_gradient(stage_geometry g, int share, const bf16 *__restrict__ x,
+                          const bf16 *__restrict__ inner, const bf16 *__restrict__ dz,
+                          float *__restrict__ parts) {
+    TN_DYNAMIC_SHARED(unsigned char, shared);
+    const int conv = blockIdx.x, first = blockIdx.y * share, end = min(first + share, g.rows);
+    const size_t image = (size_t)g.pixels() * C, tensor = (size_t)g.rows * image;
+    const int planes = g.positions * C; /* elements */
+    bf16 *memory = reinterpret_cast<bf16 *>(shared);
+    float *results = reinterpret_cast<float *>(memory + 4 * planes);
+    const stage_share<C, GRADIENT_WARPS> mine;
+    const bf16 *from = conv ? inner + (conv - 1) * tensor : x;
+    dz += conv * tensor;
+    stage_sums sums[9];
+#pragma unroll
+    for (int tap = 0; tap < 9; tap++) nvcuda::wmma::fill_fragment(sums[tap], 0.0f);
+
+    clear_shared<32 * GRADIENT_WARPS>(shared, 8 * planes);
+    __syncthreads();
+    for (int row = first - 1; row < end; row++) { /* fetches one row ahead of what it adds */
+        __pipeline_wait_prior(0);
+        __syncthreads();
+        if (row + 1 < end) {
+            bf16 *to = memory + (row + 1 - first) % 2 * 2 * planes;
+            fetch_images<C, 32 * GRADIENT_WARPS>(g, 1, from + (row + 1) * image, to);
+            fetch_images<C, 32 * GRADIENT_WARPS>(g, 1, dz + (row + 1) * image, to + planes);
+        }
+        __pipeline_commit();
+        if (row < first) continue;
+        const bf16 *here = memory + (row - first) % 2 * 2 * planes;
+        add_gradient(g, here + mine.pair % mine.SIDE * g.positions * 16,
+                     here + planes + mine.pair / mine.SIDE * g.positions * 16, mine.share, mine.SHARES, sums);
+    }
+    merge_gradient<C, GRADIENT_WARPS>(sums, results,
+                                      parts + ((size_t)blockIdx.y * gridDim.x + conv) * 9 * C * C);
+}
+
+/* ---- the parts ---- */
+
+/* Block (pairs, conv): 32 pairs (out, in) of a conv's weights, warp t adding tap t of all parts, in order;
+ * the last block of a conv adds its sums. grads is OIHW. */
+static __global__ void __launch_bounds__(9 * 32)
+    add_stage_parts(int convs, int pairs, int count, const float *__restrict__ parts, int totals_count,
+                    const double *__restrict__ totals, float *grads, float *sums, int add) {
+    __shared__ float out[9 * 32];
+    const int conv = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (blockIdx.x == gridDim.x - 1) {
+        if (warp >= 2) return;
+        double sum = 0;
+        for (int i = lane; i < totals_count; i += 32)
+            sum += totals[(size_t)(2 * conv + warp) * totals_count + i];
+        sum = warp_sum(sum);
+        if (lane == 0) sums[3 * conv + warp] = (float)sum + (add ? sums[3 * conv + warp] : 0.0f);
+        return;
+    }
+    const float *from = parts + ((size_t)conv * 9 + warp) * pairs + blockIdx.x * 32 + lane;
+    float sum = 0;
+#pragma unroll 8
+    for (int i = 0; i < count; i++) sum += from[(size_t)i * convs * 9 * pairs];
+    out[lane * 9 + warp] = sum;
+    __syncthreads();
+    float *to = grads + ((size_t)conv * pairs + blockIdx.x * 32) * 9 + threadIdx.x;
+    *to = out[threadIdx.x] + (add ? *to : 0.0f);
+}
+
+/* ---- host ---- */
+
+static size_t rounded(size_t bytes) {
+    return (bytes + 255) / 256 * 256;
+}
+
+/* Rows of a part of the second kernel, and how many there are. */
+static int share_of(const tn_stage_shape *s) {
+    int wanted = GRADIENT_PARTS / (2 * s->blocks);
+    if (wanted < 1) wanted = 1;
+    return (s->rows + wanted - 1) / wanted;
+}
+
+static int part_count(const tn_stage_shape *s) {
+    return s->channels == 16 ? (int)stage_grid(s) : (s->rows + share_of(s) - 1) / share_of(s);
+}
+
+/* Workspace: dz, parts, totals. */
+static size_t dz_bytes(const tn_stage_shape *s) {
+    return s->channels == 16 ? 0
+                             : rounded((size_t)4 * s->blocks * s->rows * s->height * s->width * s->channels);
+}
+
+static size_t parts_bytes(const tn_stage_shape *s) {
+    return rounded((size_t)part_count(s) * 2 * s->blocks * 9 * s->channels * s->channels * sizeof(float));
+}
+
+size_t tn_stage_workspace(const tn_stage_shape *shape) {
+    return dz_bytes(shape) + parts_bytes(shape) +
+           (size_t)4 * shape->blocks * stage_grid(shape) * sizeof(double);
+}
+
+template <int C>
+static cudaError_t multiply_gradients(const tn_stage_shape *s, const stage_backward_arguments &a,
+                                      float *parts, cudaStream_t stream) {
+    tn_stage_shape one = *s;
+    one.images = 1;
+    const stage_geometry g = geometry_of(&one);
+    const size_t bytes =
+        (size_t)4 * g.positions * C * sizeof(bf16) + GRADIENT_WARPS * RESULT_FLOATS * sizeof(float);
+    cudaError_t error = cudaFuncSetAttribute(stage_weight_gradient<C>,
+                                             cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (error != cudaSuccess) return error;
+    TN_LAUNCH(stage_weight_gradient<C>, dim3(2u * (unsigned)s->blocks, (unsigned)part_count(s)),
+              32 * GRADIENT_WARPS, bytes, stream, g, share_of(s), a.x, a.inner, a.dz, parts);
+    return cudaGetLastError();
+}
+
+template <int C>
+static cudaError_t backward(const tn_stage_shape *s, const tn_stage_gradient &b, unsigned char *workspace,
+                            cudaStream_t stream) {
+    const size_t bytes = tn_stage_shared(s, 1);
+    float *parts = reinterpret_cast<float *>(workspace + dz_bytes(s));
+    stage_backward_arguments a = {static_cast<const bf16 *>(b.x),
+                                  static_cast<const bf16 *>(b.inner),
+                                  static_cast<const bf16 *>(b.weights),
+                                  reinterpret_cast<const unsigned char *>(b.masks),
+                                  static_cast<bf16 *>(b.dx),
+                                  C == 16 ? NULL : reinterpret_cast<bf16 *>(workspace),
+                                  C == 16 ? parts : NULL,
+                                  reinterpret_cast<double *>(workspace + dz_bytes(s) + parts_bytes(s))};
+    cudaError_t error =
+        cudaFuncSetAttribute(stage_backward<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (error != cudaSuccess) return error;
+    TN_LAUNCH(stage_backward<C>, stage_grid(s), STAGE_THREADS, bytes, stream, geometry_of(s), a, b.dy);
+    if constexpr (C != 16) {
+        error = multiply_gradients<C>(s, a, parts, stream);
+        if (error != cudaSuccess) return error;
+    }
+    TN_LAUNCH(add_stage_parts, dim3(C * C / 32 + 1, 2u * (unsigned)s->blocks), 9 * 32, 0, stream,
+              2 * s->blocks, C * C, part_count(s), parts, (int)stage_grid(s), a.totals, b.grads, b.sums,
+              b.add);
+    return cudaGetLastError();
+}
+
+cudaError_t tn_launch_stage_backward(const tn_stage_shape *shape, tn_stage_gradient gradient, void *workspace,
+                                     cudaStream_t stream) {
+    if (tn_stage_shared(shape, 1) == 0 || shape->rows == 0 || gradient.dy.count < 1 ||
+        gradient.dy.count > TN_KERNEL_PARTS)
+        return cudaErrorInvalidValue;
+    if (misaligned(gradient.x) || misaligned(gradient.inner) || misaligned(gradient.masks) ||
+        misaligned(gradient.weights) || misaligned(gradient.dy) || misaligned(gradient.dx) ||
+        misaligned(workspace))
+        return cudaErrorMisalignedAddress;
+    unsigned char *memory = static_cast<unsigned char *>(workspace);
+    return (shape->channels == 16   ? backward<16>
+            : shape->channels == 32 ? backward<32>
+                                    : backward<64>)(shape, gradient, memory, stream);
+}

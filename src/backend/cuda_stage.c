@@ -1,0 +1,177 @@
+/* Spans on CUDA: successive residual blocks without norms that run as one kernel (kernels/stage.cu), in bf16.
+ *
+ * A block is two 3x3 convolutions of stride 1 between which nothing else happens, with ReLU behind both and
+ * the block's input as residual of the second; its scalars may be any. Blocks follow each other for as long
+ * as each reads only the one before. */
+#include "backend/cuda_device.h"
+#include "base/memory.h"
+
+typedef struct stage_plan {
+    tn_plan head;
+    tn_cuda *cuda;
+    tn_stage_shape shape;
+    bool training;
+    void *forward_weights, *backward_weights; /* [convs], one behind the other */
+    char *masks;                              /* [chunks][convs] */
+    size_t mask_bytes;                        /* of all convs */
+} stage_plan;
+
+/* ---- what can be a span ---- */
+
+static bool is_plain_conv(const tn_cuda *cuda, const tn_model *m, const tn_node *node) {
+    tn_shape in = m->tensors[node->input].shape, out = m->tensors[node->output].shape;
+    return node->kind == TN_NODE_CONV && node->kernel == 3 && node->stride == 1 && node->padding == 1 &&
+           node->relu && node->bias < 0 && node->input > 0 && in.channels == out.channels &&
+           m->params[node->weight].group == TN_GROUP_WEIGHTS &&
+           tn_cuda_store(cuda, m, node->input) == TN_STORE_BF16 &&
+           tn_cuda_store(cuda, m, node->output) == TN_STORE_BF16;
+}
+
+/* Nodes in [first, end) that read a tensor. */
+static int readers(const tn_model *m, int tensor, int first, int end) {
+    int count = 0;
+    for (int i = first; i < end; i++)
+        count += (m->nodes[i].input == tensor) + (m->nodes[i].residual == tensor);
+    return count;
+}
+
+/* Weights of successive convs must follow each other in the flat buffers. */
+static bool weights_follow(const tn_model *m, const tn_node *a, const tn_node *b) {
+    const tn_param *first = &m->params[a->weight], *second = &m->params[b->weight];
+    return second->offset == first->offset + first->count && second->count == first->count;
+}
+
+/* Whether the nodes `node` and `node + 1` are a residual block. */
+static bool is_block(const tn_cuda *cuda, const tn_model *m, int node) {
+    const tn_node *inner = &m->nodes[node], *join = inner + 1;
+    return node + 1 < m->node_count && is_plain_conv(cuda, m, inner) && inner->residual < 0 &&
+           join->kind == TN_NODE_CONV && join->input == inner->output && is_plain_conv(cuda, m, join) &&
+           join->residual == inner->input && weights_follow(m, inner, join) &&
+           readers(m, inner->output, 0, m->node_count) == 1;
+}
+
+/* Residual blocks that follow each other from `node` on. */
+static int blocks_from(const tn_cuda *cuda, const tn_model *m, int node) {
+    int blocks = 0;
+    for (; is_block(cuda, m, node); node += 2, blocks++) {
+        const tn_node *before = &m->nodes[node - 1];
+        if (blocks > 0 && (m->nodes[node].input != before->output || !weights_follow(m, before, before + 1) ||
+                           readers(m, before->output, 0, m->node_count) != 2))
+            break;
+    }
+    return blocks;
+}
+
+static tn_stage_shape shape_of(const tn_model *m, int node, int rows, int blocks) {
+    tn_shape in = m->tensors[m->nodes[node].input].shape;
+    tn_stage_shape s = {
+        .rows = rows, .height = in.height, .width = in.width, .channels = in.channels, .blocks = blocks};
+    s.images = tn_stage_images(&s);
+    return s;
+}
+
+int tn_cuda_span(const tn_backend *backend, const tn_model *m, int node, int chunk_rows) {
+    const tn_cuda *cuda = (const tn_cuda *)(const void *)backend;
+    if (cuda->precision != TN_PRECISION_BF16) return 1;
+    int blocks = blocks_from(cuda, m, node);
+    if (blocks == 0) return 1;
+    tn_stage_shape s = shape_of(m, node, chunk_rows, blocks);
+    for (int backward = 0; backward < 2; backward++) {
+        size_t bytes = tn_stage_shared(&s, backward);
+        if (bytes == 0 || bytes > cuda->shared_bytes) return 1;
+    }
+    return 2 * blocks;
+}
+
+/* ---- planning ---- */
+
+static void stage_free(tn_plan *head) {
+    stage_plan *plan = (stage_plan *)(void *)head;
+    if (!plan) return;
+    tn_cuda_release(&plan->cuda->head, plan->forward_weights);
+    tn_cuda_release(&plan->cuda->head, plan->backward_weights);
+    tn_cuda_release(&plan->cuda->head, plan->masks);
+    tn_free(plan);
+}
+
+static tn_status pack_conv(const stage_plan *plan, tn_plan *conv, int layout, void *all, int index) {
+    tn_pack_item item = {.layout = layout,
+                         .store = TN_STORE_BF16,
+                         .out = plan->shape.channels,
+                         .in = plan->shape.channels,
+                         .taps = 9};
+    void *to = (char *)all + (size_t)index * tn_pack_count(&item) * tn_cuda_store_bytes(TN_STORE_BF16);
+    return tn_cuda_plan_pack((tn_cuda_plan *)(void *)conv, item, conv->node->weight, true, to);
+}
+
+static tn_status allocate(stage_plan *plan, int chunks, tn_plan *const *plans) {
+    tn_backend *backend = &plan->cuda->head;
+    const int first = (int)(plan->head.node - plan->head.model->nodes), convs = 2 * plan->shape.blocks;
+    const size_t weights = (size_t)convs * plan->head.model->params[plan->head.node->weight].count *
+                           tn_cuda_store_bytes(TN_STORE_BF16);
+    TN_TRY(tn_cuda_alloc(backend, &plan->forward_weights, weights, "packed weights"));
+    plan->head.bytes = weights;
+    for (int i = 0; i < convs; i++) {
+        tn_cuda_conv_yield(plans[first + i], "stage");
+        TN_TRY(pack_conv(plan, plans[first + i], TN_PACK_STAGE_FORWARD, plan->forward_weights, i));
+    }
+    if (!plan->training) return TN_OK;
+    TN_TRY(tn_cuda_alloc(backend, &plan->backward_weights, weights, "packed weights"));
+    for (int i = 0; i < convs; i++)
+        TN_TRY(pack_conv(plan, plans[first + i], TN_PACK_STAGE_BACKWARD, plan->backward_weights, i));
+    plan->mask_bytes = (size_t)convs * (size_t)plan->shape.rows * (size_t)plan->shape.height *
+                       (size_t)plan->shape.width * (size_t)plan->shape.channels / 8;
+    /* Masks of every chunk are read as vectors. */
+    plan->mask_bytes = (plan->mask_bytes + 15) / 16 * 16;
+    plan->head.bytes += weights + (size_t)chunks * plan->mask_bytes;
+    plan->head.scratch_bytes = tn_stage_workspace(&plan->shape);
+    return tn_cuda_alloc(backend, &plan->masks, (size_t)chunks * plan->mask_bytes, "masks");
+}
+
+tn_status tn_cuda_span_plan(tn_backend *backend, const tn_model *model, int node, int count, int chunks,
+                            bool training, tn_plan *const *plans, tn_plan **out) {
+    stage_plan *plan;
+    const tn_cuda_plan *first = (const tn_cuda_plan *)(const void *)plans[node];
+    TN_TRY(tn_alloc(&plan, 1, sizeof *plan, "stage plan"));
+    *plan = (stage_plan){.head = {.model = model, .node = &model->nodes[node]},
+                         .cuda = tn_cuda_of(backend),
+                         .shape = shape_of(model, node, first->rows, count / 2),
+                         .training = training};
+    tn_status status = allocate(plan, chunks, plans);
+    if (status != TN_OK) {
+        stage_free(&plan->head);
+        return tn_fail_prefix(status, "stage of layer %s", model->nodes[node].name);
+    }
+    *out = &plan->head;
+    return TN_OK;
+}
+
+/* ---- work ---- */
+
+static tn_status stage_forward(tn_plan *head, const tn_args *a) {
+    const stage_plan *plan = (const stage_plan *)(const void *)head;
+    const size_t node = (size_t)(head->node - head->model->nodes);
+    void *masks = a->inner ? plan->masks + (size_t)a->chunk * plan->mask_bytes : NULL;
+    TN_CUDA(tn_launch_stage_forward(&plan->shape, a->x, plan->forward_weights, plan->cuda->scalars + 4 * node,
+                                    a->inner, masks, a->y, a->nonfinite, plan->cuda->stream));
+    return TN_OK;
+}
+
+static tn_status stage_backward(tn_plan *head, const tn_args *a) {
+    const stage_plan *plan = (const stage_plan *)(const void *)head;
+    const size_t node = (size_t)(head->node - head->model->nodes);
+    tn_stage_gradient gradient = {
+        .x = a->x,
+        .inner = a->inner,
+        .masks = (const uint32_t *)(const void *)(plan->masks + (size_t)a->chunk * plan->mask_bytes),
+        .weights = plan->backward_weights,
+        .dy = tn_cuda_parts(a),
+        .dx = a->dx,
+        .grads = a->flat->grads + head->model->params[head->node->weight].offset,
+        .sums = a->flat->sums + 3 * node,
+        .add = a->chunk > 0};
+    TN_CUDA(tn_launch_stage_backward(&plan->shape, gradient, a->scratch, plan->cuda->stream));
+    return TN_OK;
+}
+
+const tn_node_ops tn_cuda_stage = {.free = stage_free, .forward = stage_forward, .backward = stage_backward};

@@ -1,0 +1,330 @@
+/* Stages of residual blocks against plain double loops. Each conv is checked from what the device itself
+ * stored of the one before, so that roundings do not add up; backward is given activations and masks of its
+ * own. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "tests/simt/kernel_check.h"
+
+#define B TN_STORE_BF16
+#define F TN_STORE_F32
+
+typedef struct stage_case {
+    tn_stage_shape shape;
+    int parts; /* gradients that arrive */
+    bool add;
+} stage_case;
+
+static size_t image_count(const tn_stage_shape *s) {
+    return (size_t)s->height * (size_t)s->width * (size_t)s->channels;
+}
+
+static size_t tensor_count(const tn_stage_shape *s) {
+    return (size_t)s->rows * image_count(s);
+}
+
+static size_t weight_count(const tn_stage_shape *s) {
+    return (size_t)s->channels * (size_t)s->channels * 9;
+}
+
+/* For every pair of pixels that a tap connects: at (n, h, w) of the output, (h + kh - 1, w + kw - 1) of the
+ * input. */
+typedef struct place {
+    size_t out, in; /* first channels */
+    int tap;
+} place;
+static bool next_place(const tn_stage_shape *s, size_t *i, place *p) {
+    for (;; ++*i) {
+        size_t pixel = *i / 9, pixels = (size_t)s->rows * (size_t)s->height * (size_t)s->width;
+        if (pixel >= pixels) return false;
+        p->tap = (int)(*i % 9);
+        int w = (int)(pixel % (size_t)s->width) + p->tap % 3 - 1,
+            h = (int)(pixel / (size_t)s->width % (size_t)s->height) + p->tap / 3 - 1;
+        size_t n = pixel / (size_t)s->width / (size_t)s->height;
+        if (w < 0 || h < 0 || w >= s->width || h >= s->height) continue;
+        p->out = pixel * (size_t)s->channels;
+        p->in = ((n * (size_t)s->height + (size_t)h) * (size_t)s->width + (size_t)w) * (size_t)s->channels;
+        ++*i;
+        return true;
+    }
+}
+
+/* y += conv(x, w) or, transposed, x += conv^T(y, w); w is OIHW. */
+static void convolve(const tn_stage_shape *s, const double *w, const double *from, double *to,
+                     bool transposed) {
+    const size_t c = (size_t)s->channels;
+    place p;
+    for (size_t i = 0; next_place(s, &i, &p);)
+        for (size_t co = 0; co < c; co++) {
+            const double *row = w + co * c * 9 + p.tap;
+            double sum = 0;
+            for (size_t ci = 0; ci < c; ci++)
+                if (transposed)
+                    to[p.in + ci] += from[p.out + co] * row[9 * ci];
+                else
+                    sum += from[p.in + ci] * row[9 * ci];
+            if (!transposed) to[p.out + co] += sum;
+        }
+}
+
+static void weight_gradient(const tn_stage_shape *s, const double *x, const double *dz, double *dw) {
+    const size_t c = (size_t)s->channels;
+    place p;
+    for (size_t i = 0; next_place(s, &i, &p);)
+        for (size_t co = 0; co < c; co++)
+            for (size_t ci = 0; ci < c; ci++) dw[(co * c + ci) * 9 + p.tap] += dz[p.out + co] * x[p.in + ci];
+}
+
+/* OIHW of all convs, and packed as the kernels read it, without the kernel of convert.cu. */
+static tensor random_weights(const tn_stage_shape *s, bool backward, const double **oihw) {
+    const size_t count = weight_count(s), c = (size_t)s->channels, convs = 2 * (size_t)s->blocks;
+    double *values = host_doubles(convs * count), *packed = host_doubles(convs * count);
+    for (size_t i = 0; i < convs * count; i++)
+        values[i] = draw_real(7, (uint32_t)i) * 1.7 / sqrt(9.0 * (double)c);
+    tensor rounded = tensor_of(values, convs * count, B);
+    for (size_t i = 0; i < convs * count; i++) {
+        size_t conv = i / count, in = i / 9 % c, out = i / 9 / c % c, tap = i % 9;
+        size_t slab = backward ? out : in, column = backward ? in : out, t = backward ? 8 - tap : tap;
+        packed[conv * count + ((slab / 16 * 9 + t) * 16 + slab % 16) * c + column] = rounded.host[i];
+    }
+    *oihw = rounded.host;
+    return tensor_of(packed, convs * count, B);
+}
+
+static tensor part_of(const tensor *whole, size_t first, size_t count) {
+    tensor t = *whole;
+    t.count = count;
+    t.device = (char *)whole->device + first * (whole->store == B ? 2 : 4);
+    return t;
+}
+
+/* ---- forward ---- */
+
+static void check_conv(const tn_stage_shape *s, int conv, const double *w, const double *scalars,
+                       const double *x, const double *r, tensor *y, const uint32_t *mask) {
+    const size_t count = tensor_count(s);
+    double *z = host_doubles(count), *wanted = host_doubles(count);
+    char what[32];
+    convolve(s, w + (size_t)conv * weight_count(s), x, z, false);
+    for (size_t i = 0; i < count; i++) {
+        z[i] += scalars[4 * conv + 1] + (r ? r[i] : 0);
+        wanted[i] = (z[i] < 0 ? 0 : z[i]) + scalars[4 * conv + 2];
+    }
+    snprintf(what, sizeof what, "conv %d", conv);
+    check_tensor(what, y, wanted);
+    check_mask(what, mask, z, count);
+}
+
+static void run_forward(void *argument) {
+    const stage_case *t = argument;
+    const tn_stage_shape *s = &t->shape;
+    const size_t count = tensor_count(s), convs = 2 * (size_t)s->blocks;
+    const double *w;
+    tensor weights = random_weights(s, false, &w), x = tensor_random(count, B, 1);
+    tensor scalars = tensor_random(4 * convs, F, 2), y = tensor_empty(count, B),
+           alone = tensor_empty(count, B);
+    tensor inner = tensor_empty((convs - 1) * count, B);
+    uint32_t *masks = device_raw(convs * count / 8);
+    int *flags = device_zeros(convs * sizeof *flags);
+    OK(tn_launch_stage_forward(s, x.device, weights.device, floats(scalars), inner.device, masks, y.device,
+                               flags, 0));
+    OK(tn_launch_stage_forward(s, x.device, weights.device, floats(scalars), NULL, NULL, alone.device, NULL,
+                               0));
+    const double *block = x.host, *from = x.host;
+    for (int conv = 0; conv < (int)convs; conv++) {
+        tensor out = conv + 1 == (int)convs ? y : part_of(&inner, (size_t)conv * count, count);
+        check_conv(s, conv, w, scalars.host, from, conv % 2 ? block : NULL, &out,
+                   masks + (size_t)conv * count / 32);
+        check_flag("forward", flags + conv, 0);
+        from = out.host;
+        if (conv % 2) block = out.host;
+    }
+    tensor_read(&alone);
+    assert_memory_equal(alone.host, from, count * sizeof *from);
+}
+
+/* ---- backward ---- */
+
+static double *masked(const double *g, const uint32_t *mask, size_t count, double sums[2]) {
+    double *dz = host_doubles(count);
+    for (size_t i = 0; i < count; i++) {
+        sums[1] += g[i];
+        dz[i] = mask[i / 32] >> i % 32 & 1 ? g[i] : 0;
+        sums[0] += dz[i];
+    }
+    return tensor_of(dz, count, B).host;
+}
+
+typedef struct backward_run {
+    const tn_stage_shape *shape;
+    tensor x, inner, grads, sums;
+    const double *w;
+    const uint32_t *masks;
+    double grads_before, sums_before;
+} backward_run;
+
+static void check_sums(const char *what, const double *got, const double *wanted, size_t count,
+                       double before) {
+    /* Sums of values of either sign: what was added matters, not what is left. */
+    for (int k = 0; k < 2; k++)
+        check_number(what, got[k], wanted[k] + before, 0.3 * sqrt((double)count), 2e-2);
+}
+
+/* All convs from the last; returns dx. */
+static double *check_convs(backward_run *b, double *g) {
+    const tn_stage_shape *s = b->shape;
+    const size_t count = tensor_count(s), weights = weight_count(s);
+    double *next = NULL;
+    for (int conv = 2 * s->blocks - 1; conv >= 0; conv--) {
+        double sums[2] = {0, 0}, *dw = host_doubles(weights), *dx = host_doubles(count);
+        double *dz = masked(g, b->masks + (size_t)conv * count / 32, count, sums);
+        const double *x = conv ? b->inner.host + (size_t)(conv - 1) * count : b->x.host;
+        char what[32];
+        snprintf(what, sizeof what, "conv %d", conv);
+        weight_gradient(s, x, dz, dw);
+        for (size_t i = 0; i < weights; i++) dw[i] += b->grads_before;
+        tensor grads = part_of(&b->grads, (size_t)conv * weights, weights);
+        /* A value of dz that is rounded the other way is off by half a percent. */
+        tensor_read(&grads);
+        check_values(what, grads.host, dw, weights, 2e-3);
+        check_sums(what, b->sums.host + 3 * conv, sums, count, b->sums_before);
+        convolve(s, b->w + (size_t)conv * weights, dz, dx, true);
+        for (size_t i = 0; conv % 2 == 0 && i < count; i++) dx[i] += next[i];
+        next = dz;
+        g = dx;
+    }
+    return g;
+}
+
+static void run_backward(void *argument) {
+    const stage_case *t = argument;
+    const tn_stage_shape *s = &t->shape;
+    const size_t count = tensor_count(s), convs = 2 * (size_t)s->blocks, weights = weight_count(s);
+    backward_run b = {.shape = s, .x = tensor_random(count, B, 1)};
+    tensor packed = random_weights(s, true, &b.w), dx = tensor_empty(count, B);
+    uint32_t *masks = host_zeros(convs * count / 8);
+    double *dy = host_doubles(count), *before = host_doubles(convs * weights);
+    tn_parts parts = {.count = t->parts};
+    b.inner = tensor_random((convs - 1) * count, B, 3);
+    for (size_t i = 0; i < convs * count / 32; i++)
+        masks[i] = (uint32_t)draw_below(4, (uint32_t)i, 65536) | (uint32_t)draw_below(5, (uint32_t)i, 65536)
+                                                                     << 16;
+    b.masks = masks;
+    for (int k = 0; k < t->parts; k++) {
+        tensor part = tensor_random(count, B, 10 + (uint32_t)k);
+        parts.part[k] = part.device;
+        for (size_t i = 0; i < count; i++) dy[i] += part.host[i];
+    }
+    b.grads_before = t->add ? 0.5 : 0;
+    b.sums_before = t->add ? 2 : 0;
+    for (size_t i = 0; i < convs * weights; i++) before[i] = 0.5;
+    b.grads = t->add ? tensor_of(before, convs * weights, F) : tensor_empty(convs * weights, F);
+    for (size_t i = 0; i < 3 * convs; i++) before[i] = 2;
+    b.sums = tensor_of(before, 3 * convs, F);
+    tn_stage_gradient gradient = {.x = b.x.device,
+                                  .inner = b.inner.device,
+                                  .masks = device_copy(masks, convs * count / 8),
+                                  .weights = packed.device,
+                                  .dy = parts,
+                                  .dx = dx.device,
+                                  .grads = floats(b.grads),
+                                  .sums = floats(b.sums),
+                                  .add = t->add};
+    OK(tn_launch_stage_backward(s, gradient, device_raw(tn_stage_workspace(s)), 0));
+    tensor_read(&b.sums);
+    for (size_t i = 0; i < convs; i++) assert_true(b.sums.host[3 * i + 2] == 2);
+    check_tensor("dx", &dx, check_convs(&b, dy));
+}
+
+/* ---- cases ---- */
+
+static const stage_case cases[] = {
+    {{2, 8, 8, 16, 2, 1}, 2, false},   {{3, 4, 4, 32, 2, 1}, 1, true},  {{5, 2, 2, 64, 2, 2}, 3, false},
+    {{3, 8, 6, 16, 1, 2}, 1, true},    {{3, 3, 3, 64, 1, 1}, 2, false}, {{1, 32, 32, 16, 1, 1}, 2, false},
+    {{2, 16, 16, 32, 1, 1}, 1, false}, {{3, 8, 8, 64, 1, 2}, 2, true},  {{70, 2, 4, 32, 2, 3}, 1, false},
+    {{66, 2, 2, 16, 2, 1}, 1, false},
+};
+#define CASES (int)(sizeof cases / sizeof *cases)
+#define SMALL 5
+
+static void each_case(const char *name, void (*run)(void *)) {
+    for (int i = 0; i < (check_is_slow() ? SMALL : CASES); i++) {
+        stage_case t = cases[i];
+        char text[64];
+        snprintf(text, sizeof text, "%s %d", name, i);
+        check_case(text, run, &t);
+    }
+}
+
+static void test_forward(void **unused) {
+    (void)unused;
+    each_case("forward", run_forward);
+}
+
+static void test_backward(void **unused) {
+    (void)unused;
+    each_case("backward", run_backward);
+}
+
+/* A NaN in an image is noted for the conv that meets it first, and kept. */
+static void run_nonfinite(void *argument) {
+    tn_stage_shape s = {2, 4, 4, 16, 1, 1};
+    const size_t count = tensor_count(&s);
+    const double *w;
+    double *values = host_doubles(count);
+    (void)argument;
+    values[count / 2 + 3] = NAN;
+    tensor weights = random_weights(&s, false, &w), x = tensor_of(values, count, B),
+           scalars = tensor_random(8, F, 2), y = tensor_empty(count, B);
+    int *flags = device_zeros(2 * sizeof *flags);
+    OK(tn_launch_stage_forward(&s, x.device, weights.device, floats(scalars), NULL, NULL, y.device, flags,
+                               0));
+    check_flag("first conv", flags, 1);
+    check_flag("second conv", flags + 1, 1);
+    tensor_read(&y);
+    assert_true(y.host[count - 1 - 15] ==
+                y.host[count - 1 - 15]); /* two steps of 3x3 do not reach the corner */
+    assert_true(y.host[count / 2] != y.host[count / 2]);
+    assert_true(y.host[0] == y.host[0]);
+}
+
+static void test_nonfinite(void **unused) {
+    (void)unused;
+    check_case("NaN", run_nonfinite, NULL);
+}
+
+static void test_shapes(void **unused) {
+    static const struct {
+        tn_stage_shape shape;
+        int images;
+    } groups[] = {{{128, 8, 8, 64, 1, 0}, 1},
+                  {{256, 8, 8, 64, 1, 0}, 2},
+                  {{1024, 8, 8, 64, 1, 0}, 2},
+                  {{4096, 32, 32, 16, 1, 0}, 1}};
+    (void)unused;
+    for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
+        assert_int_equal(tn_stage_images(&groups[i].shape), groups[i].images);
+    tn_stage_shape cifar = {128, 32, 32, 16, 17, 1}, odd = {1, 8, 8, 24, 1, 1}, large = {1, 64, 64, 16, 1, 1},
+                   bits = {1, 3, 3, 16, 1, 1};
+    /* What an A100 gives to a block, one on a multiprocessor. */
+    assert_in_range(tn_stage_shared(&cifar, 0), 1, 166912);
+    assert_in_range(tn_stage_shared(&cifar, 1), 1, 166912);
+    assert_int_equal(tn_stage_shared(&odd, 0), 0);
+    assert_int_equal(tn_stage_shared(&large, 0), 0);
+    assert_int_equal(tn_stage_shared(&bits, 0), 0);
+    static _Alignas(16) char memory[16];
+    assert_int_equal(tn_launch_stage_forward(&odd, memory, memory, NULL, NULL, NULL, memory, NULL, 0),
+                     cudaErrorInvalidValue);
+    cifar.rows = 1;
+    assert_int_equal(tn_launch_stage_forward(&cifar, memory + 2, memory, NULL, NULL, NULL, memory, NULL, 0),
+                     cudaErrorMisalignedAddress);
+    tn_stage_gradient gradient = {0};
+    assert_int_equal(tn_launch_stage_backward(&cifar, gradient, memory, 0), cudaErrorInvalidValue);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_forward), cmocka_unit_test(test_backward),
+                                       cmocka_unit_test(test_nonfinite), cmocka_unit_test(test_shapes)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
