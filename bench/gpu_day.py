@@ -26,7 +26,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
 import gpu_device  # noqa: E402
 
-KERNEL_TESTS = "test_kernels_augment test_kernels_conv test_kernels_elementwise test_kernels_norm test_kernels_training"
+KERNEL_TESTS = "test_kernels_augment test_kernels_conv test_kernels_elementwise test_kernels_image test_kernels_norm test_kernels_training"
 FACTS = ["nvidia-smi -q", "nvidia-smi topo -m", "nvcc --version", "gcc --version", "lscpu", "free -h", "uname -a",
          "git describe --always --dirty", "git log -1 --format=%H", "build/taunet info"]
 

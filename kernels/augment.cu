@@ -27,13 +27,14 @@ __device__ __forceinline__ uint32_t below(curandStatePhilox4_32_10_t *rng, uint3
     return (uint32_t)(product >> 32);
 }
 
-__device__ __forceinline__ int sample_at(const tn_augment_config &c, const tn_batch_state *state, int row) {
-    const int i = state->first + row;
-    return c.order ? c.order[i] : i;
+__device__ __forceinline__ int sample_at(const tn_augment_config &c, int place) {
+    return c.order ? c.order[place] : place;
 }
 
-__device__ __forceinline__ placement draw(const tn_augment_config &c, const tn_batch_state *state, int row) {
-    placement p = {sample_at(c, state, row), 0, 0, 0};
+/* What happens to the image at `place` of the order. */
+__device__ __forceinline__ placement draw(const tn_augment_config &c, const tn_batch_state *state,
+                                          int place) {
+    placement p = {sample_at(c, place), 0, 0, 0};
     if (!c.draw) return p;
     curandStatePhilox4_32_10_t rng;
     curand_init(state->seed, (unsigned long long)RNG_AUGMENT << 32 | (uint32_t)state->epoch,
@@ -62,7 +63,7 @@ static __global__ void __launch_bounds__(THREADS)
     __shared__ placement places[2];
     const int row = blockIdx.y, count = c.height * c.width * c.channels;
     const bool inside = row < state->rows, mixed = inside && c.partner;
-    if (threadIdx.x == 0 && inside) places[0] = draw(c, state, row);
+    if (threadIdx.x == 0 && inside) places[0] = draw(c, state, state->first + row);
     if (threadIdx.x == 32 && mixed) places[1] = draw(c, state, c.partner[row]);
     __syncthreads();
     const int i = blockIdx.x * THREADS + threadIdx.x;
@@ -105,8 +106,8 @@ static __global__ void __launch_bounds__(THREADS)
                    float *__restrict__ targets, int *__restrict__ labels, float *__restrict__ weights) {
     const int row = blockIdx.x;
     const bool inside = row < state->rows, mixed = inside && c.partner;
-    const int label = inside ? c.labels[sample_at(c, state, row)] : 0;
-    const int second = mixed ? c.labels[sample_at(c, state, c.partner[row])] : label;
+    const int label = inside ? c.labels[sample_at(c, state->first + row)] : 0;
+    const int second = mixed ? c.labels[sample_at(c, c.partner[row])] : label;
     const float own = mixed ? state->own : 1.0f, other = 1.0f - own;
     for (int k = threadIdx.x; k < c.classes; k += THREADS) {
         float t = 0.0f;

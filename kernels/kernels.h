@@ -371,7 +371,7 @@ typedef struct tn_augment_config {
     const uint8_t *pixels; /* [samples][height][width][channels] */
     const int *labels;     /* [samples] */
     const int *order;      /* [samples] of the epoch; NULL: as they are */
-    const int *partner;    /* [rows] of mixup; NULL: none */
+    const int *partner;    /* [rows] of mixup: where in `order` the other image is; NULL: none */
 } tn_augment_config;
 /* images[rows][height][width][channels] = what tn_batcher_make of src/data makes, bit for bit in float32,
  * with the draws of tn_augment_draw taken on the device. config is host memory, its pointers and state are
@@ -382,6 +382,24 @@ cudaError_t tn_launch_augment(const tn_augment_config *config, const tn_batch_st
  * of the same batch; weights may be NULL. */
 cudaError_t tn_launch_targets(const tn_augment_config *config, const tn_batch_state *state, float *targets,
                               int *labels, float *weights, cudaStream_t stream);
+
+/* ---- image.cu: images of any size on their way into a batch ---- */
+
+/* One image of a view: places in `bytes` (plans aligned to 4) and in `middle`. A plan is that of
+ * tn_resize_plan of src/data/resize.h: int [outputs][2 + taps], of each output the first input, the number of
+ * inputs and their weights in units of 2^-22. */
+typedef struct tn_view_image {
+    size_t rows, columns; /* plans of the view's rows, made of rows, and of its columns, made of pixels */
+    size_t pixels;        /* [height][width][3] */
+    size_t middle;        /* [height][3 * the view's width], scratch */
+    int height, width;    /* of the source */
+    int row_taps, column_taps;
+    int flip;
+} tn_view_image;
+/* views[count][height][width][3] = the images resized and, with flip, mirrored: bit for bit what tn_view_make
+ * of src/data makes. `highest` is the largest height of a source. count at most 65535. */
+cudaError_t tn_launch_views(int count, const tn_view_image *images, int highest, int height, int width,
+                            const uint8_t *bytes, uint8_t *middle, uint8_t *views, cudaStream_t stream);
 
 /* ---- convert.cu ---- */
 

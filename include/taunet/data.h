@@ -15,11 +15,42 @@
 extern "C" {
 #endif
 
+/* An image of any size on its way into a batch, for a device that resizes it (src/data/resize.h). `bytes`
+ * holds int32 [height][2 + taps[0]]  for each row of the batch's image the first row of the source that it is
+ * made of, the number of rows, and their weights in units of 2^-22, int32 [width][2 + taps[1]]   the same for
+ * columns, uint8 [from_height][from_width][3]  the source. */
+typedef struct tn_raw_image {
+    const void *bytes;
+    size_t size;
+    int from_height, from_width, taps[2];
+    bool flip; /* then mirrored from left to right */
+} tn_raw_image;
+
+/* The images of a batch as bytes, for an engine that makes them on its device: bit for bit those that
+ * tn_batch.images would hold. Row i shows image order[first + i], mixed, where there are partners, with image
+ * order[partner[i]]: own * this + (1 - own) * that. */
+typedef struct tn_raw_batch {
+    const float *table; /* [channels][256]: the normalised value of each byte */
+    /* All images of the split [count][height][width][channels], as they were given to tn_engine_hold_images,
+     * and how each is augmented (src/data/augment.h); or NULL, and `count` images that are resized. */
+    const uint8_t *pixels;
+    bool draw, may_flip;
+    int padding, epoch;
+    uint64_t seed;
+    const tn_raw_image *images;
+    int count;
+    const int *order; /* [order_count]; NULL: as they are */
+    int order_count, first;
+    const int *partner; /* [rows]; NULL: nothing is mixed */
+    float own;
+} tn_raw_batch;
+
 /* What an engine consumes. All arrays belong to whoever made the batch. */
 typedef struct tn_batch {
     int rows, channels, height, width, classes;
-    const float *images;  /* [rows][height][width][channels], normalised */
-    const float *targets; /* [rows][classes]; for classification a distribution per row */
+    const float *images;     /* [rows][height][width][channels], normalised */
+    const tn_raw_batch *raw; /* in the place of images, which are NULL then */
+    const float *targets;    /* [rows][classes]; for classification a distribution per row */
     const int *labels;    /* [rows], the class counted for top-1 and top-5; with mixup the heavier of the two.
                            * NULL: nothing is counted */
     const float *weights; /* [rows], of each row in the loss that is differentiated; NULL means 1 / rows */
@@ -74,6 +105,11 @@ tn_status tn_dataset_open_sized(const char *spec, int image_size, int resize, tn
 bool tn_dataset_is_sized(const char *spec);
 
 void tn_dataset_close(tn_dataset *dataset);
+
+/* The images of a split that are in memory, [count][height][width][channels], valid until the data set is
+ * closed, and their bytes; NULL for folder and webdataset. */
+const uint8_t *tn_dataset_pixels(const tn_dataset *dataset, tn_split split, size_t *bytes);
+
 tn_dataset_info tn_dataset_describe(const tn_dataset *dataset);
 
 /* Zero-initialise, then set. Each random choice is drawn from its own stream of the seed (src/data/augment.h
@@ -92,6 +128,7 @@ typedef struct tn_loader_config {
     int chunk_rows, rank, ranks;
     const float *mean, *std; /* [channels] in place of the data set's, or NULL; copied */
     int threads;             /* that decode images; 0 = one a processor. Images in memory need none */
+    bool raw;                /* batches have bytes in the place of images: tn_batch.raw */
     bool skip_bad; /* images that cannot be read or decoded are left out of their batch, and counted,
                     * in place of being the loader's failure */
 } tn_loader_config;

@@ -174,6 +174,18 @@ typedef struct tn_backend_ops {
     const tn_node_ops *spans;
     /* Bytes of one value of a tensor's activation; NULL: those of a float. */
     size_t (*element_bytes)(const tn_backend *backend, const tn_model *model, int tensor);
+    /* Copies images to the device, for batches whose raw.pixels they are (data.h); *added is how many bytes,
+     * 0 when they are there. */
+    tn_status (*hold)(tn_backend *backend, const uint8_t *pixels, size_t bytes, size_t *added);
+    /* Makes the images of a batch that has bytes: chunk_rows of each chunk, zeros behind the last row; chunks
+     * are chunk_floats apart. The batch's memory may be used again at once. */
+    tn_status (*make_images)(tn_backend *backend, const tn_batch *batch, int chunk_rows, size_t chunk_floats,
+                             float *images);
+    /* Copies memory to the host, to `at` in slot's memory, behind the work issued so far and without waiting;
+     * what is fetched to 0 comes first, is the largest, and takes the slot from its last use. */
+    tn_status (*fetch)(tn_backend *backend, int slot, size_t at, const void *from, size_t bytes);
+    /* Waits for what was fetched; *memory stays until the slot is used again. */
+    tn_status (*fetched)(tn_backend *backend, int slot, const void **memory);
     /* Work issued between record and submit is remembered in `slot` the second time that it comes by, and
      * from then on replayed: *replay says that there is nothing to issue. `fresh` forgets the slot first. */
     tn_status (*record)(tn_backend *backend, int slot, bool fresh, bool *replay);
@@ -192,6 +204,7 @@ struct tn_backend {
 };
 
 #define TN_RECORD_SLOTS 4
+#define TN_FETCH_SLOTS  2
 
 /* The backends that this build has, in the order in which "auto" tries them; NULL behind the last. */
 const tn_backend_ops *tn_backend_at(int index);

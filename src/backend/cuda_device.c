@@ -8,6 +8,8 @@
 #include "base/memory.h"
 
 #define SLOT_BYTES    ((size_t)4 << 20)
+#define ALIGNMENT     16            /* of copies in a slot */
+#define FETCH_MORE    ((size_t)256) /* pinned memory behind the first piece of a fetch */
 #define COLUMNS_BYTES ((size_t)64 << 20)
 /* See facts.md, Numerics. */
 #define BLOCKS_OF_A_SHORT_STREAM 100
@@ -75,11 +77,13 @@ static void cuda_close(tn_backend *backend) {
     if (!cuda) return;
     if (cuda->stream) (void)cudaStreamSynchronize(cuda->stream);
     tn_cuda_free_tables(cuda);
+    tn_cuda_free_images(cuda);
     for (int i = 0; i < TN_RECORD_SLOTS; i++) forget(&cuda->graphs[i]);
-    for (int i = 0; i < TN_CUDA_SLOTS; i++) {
-        if (cuda->slots[i].copied) (void)cudaEventDestroy(cuda->slots[i].copied);
-        if (cuda->slots[i].memory) (void)cudaFreeHost(cuda->slots[i].memory);
+    for (int i = 0; i < TN_FETCH_SLOTS; i++) {
+        if (cuda->fetches[i].arrived) (void)cudaEventDestroy(cuda->fetches[i].arrived);
+        if (cuda->fetches[i].memory) (void)cudaFreeHost(cuda->fetches[i].memory);
     }
+    tn_cuda_stage_close(&cuda->stage);
     if (cuda->blas) (void)cublasDestroy(cuda->blas);
     tn_cuda_release(backend, cuda->blas_workspace);
     tn_cuda_release(backend, cuda->sum_workspace);
@@ -109,11 +113,9 @@ static tn_status start(tn_cuda *cuda) {
     TN_CUBLAS(cublasSetMathMode(cuda->blas, cuda->precision == TN_PRECISION_TF32 ? CUBLAS_TF32_TENSOR_OP_MATH
                                                                                  : CUBLAS_DEFAULT_MATH));
     TN_TRY(tn_cuda_alloc(&cuda->head, &cuda->sum_workspace, TN_SUM_WORKSPACE + sizeof(double), "workspace"));
-    for (int i = 0; i < TN_CUDA_SLOTS; i++) {
-        TN_CUDA(cudaMallocHost(&cuda->slots[i].memory, SLOT_BYTES));
-        TN_CUDA(cudaEventCreateWithFlags(&cuda->slots[i].copied, cudaEventDisableTiming));
-    }
-    return TN_OK;
+    for (int i = 0; i < TN_FETCH_SLOTS; i++)
+        TN_CUDA(cudaEventCreateWithFlags(&cuda->fetches[i].arrived, cudaEventDisableTiming));
+    return tn_cuda_stage_open(&cuda->stage, cuda->stream);
 }
 
 static tn_status cuda_open(int device, int workers, tn_precision precision, tn_backend **out) {
@@ -173,44 +175,95 @@ void tn_cuda_release(tn_backend *backend, void *memory) {
     if (memory && cudaFree(memory) != cudaSuccess) (void)cudaGetLastError();
 }
 
-/* Behind a copy from or to a slot: whoever takes the slot next waits for it. */
-static tn_status slot_used(tn_cuda *cuda, tn_cuda_slot *slot) {
-    cudaError_t error = cudaEventRecord(slot->copied, cuda->stream);
+tn_status tn_cuda_stage_open(tn_cuda_stage *stage, cudaStream_t stream) {
+    *stage = (tn_cuda_stage){.stream = stream};
+    for (int i = 0; i < TN_CUDA_SLOTS; i++) {
+        TN_CUDA(cudaMallocHost(&stage->slots[i].memory, SLOT_BYTES));
+        TN_CUDA(cudaEventCreateWithFlags(&stage->slots[i].copied, cudaEventDisableTiming));
+    }
+    return TN_OK;
+}
+
+void tn_cuda_stage_close(tn_cuda_stage *stage) {
+    for (int i = 0; i < TN_CUDA_SLOTS; i++) {
+        if (stage->slots[i].copied) (void)cudaEventDestroy(stage->slots[i].copied);
+        if (stage->slots[i].memory) (void)cudaFreeHost(stage->slots[i].memory);
+    }
+}
+
+/* Behind a copy from or to a slot: whoever comes back to the slot waits for it. */
+static tn_status slot_used(const tn_cuda_stage *stage, const tn_cuda_slot *slot) {
+    cudaError_t error = cudaEventRecord(slot->copied, stage->stream);
     if (error == cudaSuccess) return TN_OK;
-    (void)cudaStreamSynchronize(cuda->stream);
+    (void)cudaStreamSynchronize(stage->stream);
     return tn_cuda_fail("cudaEventRecord", __FILE__, __LINE__, error);
 }
 
-tn_status tn_cuda_upload(tn_backend *backend, void *to, const void *from, size_t bytes) {
-    tn_cuda *cuda = tn_cuda_of(backend);
-    TN_TRY(enter(cuda));
+static tn_status next_slot(tn_cuda_stage *stage) {
+    stage->current = (stage->current + 1) % TN_CUDA_SLOTS;
+    stage->used = 0;
+    TN_CUDA(cudaEventSynchronize(stage->slots[stage->current].copied));
+    return TN_OK;
+}
+
+tn_status tn_cuda_send(tn_cuda_stage *stage, void *to, const void *from, size_t bytes) {
     for (size_t done = 0; done < bytes;) {
-        size_t piece = bytes - done < SLOT_BYTES ? bytes - done : SLOT_BYTES;
-        tn_cuda_slot *slot = &cuda->slots[cuda->next_slot];
-        cuda->next_slot = (cuda->next_slot + 1) % TN_CUDA_SLOTS;
-        TN_CUDA(cudaEventSynchronize(slot->copied));
-        memcpy(slot->memory, (const char *)from + done, piece);
-        TN_CUDA(
-            cudaMemcpyAsync((char *)to + done, slot->memory, piece, cudaMemcpyHostToDevice, cuda->stream));
-        TN_TRY(slot_used(cuda, slot));
+        if (stage->used == SLOT_BYTES) TN_TRY(next_slot(stage));
+        tn_cuda_slot *slot = &stage->slots[stage->current];
+        size_t room = SLOT_BYTES - stage->used, piece = bytes - done < room ? bytes - done : room;
+        char *place = (char *)slot->memory + stage->used;
+        memcpy(place, (const char *)from + done, piece);
+        stage->used += (piece + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        TN_CUDA(cudaMemcpyAsync((char *)to + done, place, piece, cudaMemcpyHostToDevice, stage->stream));
+        TN_TRY(slot_used(stage, slot));
         done += piece;
     }
     return TN_OK;
 }
 
+tn_status tn_cuda_upload(tn_backend *backend, void *to, const void *from, size_t bytes) {
+    tn_cuda *cuda = tn_cuda_of(backend);
+    TN_TRY(enter(cuda));
+    return tn_cuda_send(&cuda->stage, to, from, bytes);
+}
+
 static tn_status download(tn_backend *backend, void *to, const void *from, size_t bytes) {
     tn_cuda *cuda = tn_cuda_of(backend);
-    tn_cuda_slot *slot = &cuda->slots[0];
+    const tn_cuda_slot *slot = &cuda->stage.slots[0];
     TN_TRY(enter(cuda));
     for (size_t done = 0; done < bytes;) {
         size_t piece = bytes - done < SLOT_BYTES ? bytes - done : SLOT_BYTES;
         TN_CUDA(cudaMemcpyAsync(slot->memory, (const char *)from + done, piece, cudaMemcpyDeviceToHost,
                                 cuda->stream));
-        TN_TRY(slot_used(cuda, slot));
+        TN_TRY(slot_used(&cuda->stage, slot));
         TN_CUDA(cudaEventSynchronize(slot->copied));
         memcpy((char *)to + done, slot->memory, piece);
         done += piece;
     }
+    return TN_OK;
+}
+
+static tn_status fetch(tn_backend *backend, int slot, size_t at, const void *from, size_t bytes) {
+    tn_cuda *cuda = tn_cuda_of(backend);
+    tn_cuda_fetch *f = &cuda->fetches[slot];
+    TN_TRY(enter(cuda));
+    if (f->bytes < at + bytes) {
+        void *memory;
+        TN_ASSERT(at == 0); /* the first piece is the largest: nothing is under way yet */
+        TN_CUDA(cudaMallocHost(&memory, bytes + FETCH_MORE));
+        if (f->memory && cudaFreeHost(f->memory) != cudaSuccess) (void)cudaGetLastError();
+        *f = (tn_cuda_fetch){memory, bytes + FETCH_MORE, f->arrived};
+    }
+    TN_CUDA(cudaMemcpyAsync((char *)f->memory + at, from, bytes, cudaMemcpyDeviceToHost, cuda->stream));
+    TN_CUDA(cudaEventRecord(f->arrived, cuda->stream));
+    return TN_OK;
+}
+
+static tn_status fetched(tn_backend *backend, int slot, const void **memory) {
+    tn_cuda *cuda = tn_cuda_of(backend);
+    TN_TRY(enter(cuda));
+    TN_CUDA(cudaEventSynchronize(cuda->fetches[slot].arrived));
+    *memory = cuda->fetches[slot].memory;
     return TN_OK;
 }
 
@@ -405,6 +458,10 @@ const tn_backend_ops tn_cuda_backend = {.name = "cuda",
                                         .span_plan = tn_cuda_span_plan,
                                         .spans = &tn_cuda_stage,
                                         .element_bytes = tn_cuda_element_bytes,
+                                        .hold = tn_cuda_hold,
+                                        .make_images = tn_cuda_make_images,
+                                        .fetch = fetch,
+                                        .fetched = fetched,
                                         .record = record,
                                         .submit = submit,
                                         .range_begin = range_begin,

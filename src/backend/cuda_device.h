@@ -16,6 +16,22 @@ typedef struct tn_cuda_slot {
 
 #define TN_CUDA_SLOTS 2
 
+/* Uploads on one stream: slots are filled one after the other, each with as many copies as have room, and the
+ * host waits only for a slot that it comes back to. */
+typedef struct tn_cuda_stage {
+    cudaStream_t stream;
+    tn_cuda_slot slots[TN_CUDA_SLOTS];
+    int current;
+    size_t used; /* bytes of the current slot */
+} tn_cuda_stage;
+
+/* What the host reads later: copied to pinned memory behind the work issued so far. */
+typedef struct tn_cuda_fetch {
+    void *memory;
+    size_t bytes;
+    cudaEvent_t arrived;
+} tn_cuda_fetch;
+
 typedef struct tn_cuda_graph {
     bool seen; /* its work was issued once without being recorded */
     cudaGraphExec_t exec;
@@ -45,8 +61,9 @@ typedef struct tn_cuda {
     cudaStream_t stream;
     cublasHandle_t blas;
     void *blas_workspace, *sum_workspace; /* sum_workspace ends with one double for the sum */
-    tn_cuda_slot slots[TN_CUDA_SLOTS];
-    int next_slot;
+    tn_cuda_stage stage;
+    struct tn_cuda_images *images; /* cuda_images.c */
+    tn_cuda_fetch fetches[TN_FETCH_SLOTS];
     tn_cuda_graph graphs[TN_RECORD_SLOTS];
     bool recording;
     size_t columns_bytes; /* im2col works in slices of rows of at most this size */
@@ -88,6 +105,11 @@ tn_status tn_cuda_alloc(tn_backend *backend, void *out, size_t bytes, const char
 void tn_cuda_release(tn_backend *backend, void *memory);
 tn_status tn_cuda_upload(tn_backend *backend, void *to, const void *from, size_t bytes);
 
+/* A stage on `stream`; close it also after a failure. */
+tn_status tn_cuda_stage_open(tn_cuda_stage *stage, cudaStream_t stream);
+void tn_cuda_stage_close(tn_cuda_stage *stage);
+tn_status tn_cuda_send(tn_cuda_stage *stage, void *to, const void *from, size_t bytes);
+
 /* The scalars s, c, d of a node, or NULL where the node has none and the kernels' default holds. */
 const float *tn_cuda_s(const tn_cuda *cuda, const tn_plan *plan);
 const float *tn_cuda_c(const tn_cuda *cuda, const tn_plan *plan);
@@ -107,6 +129,12 @@ tn_status tn_cuda_finish_all(tn_backend *backend);
 tn_status tn_cuda_scalar_gradients(tn_backend *backend, const tn_model *model, const tn_flat *flat,
                                    int *nonfinite);
 void tn_cuda_free_tables(tn_cuda *cuda);
+
+/* cuda_images.c: batches made of bytes. */
+tn_status tn_cuda_hold(tn_backend *backend, const uint8_t *pixels, size_t bytes, size_t *added);
+tn_status tn_cuda_make_images(tn_backend *backend, const tn_batch *batch, int chunk_rows, size_t chunk_floats,
+                              float *images);
+void tn_cuda_free_images(tn_cuda *cuda);
 
 /* What a plan packs: layouts of its weight, scaled by s, and copies of its vectors, which are only looked at.
  */

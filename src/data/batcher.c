@@ -76,7 +76,7 @@ tn_status tn_batcher_open(const tn_dataset *dataset, const tn_loader_config *con
                               config->std ? config->std : info->std);
     TN_TRY(open_order(out, &samples->store));
     if (config->mixup > 0.0) {
-        size_t pixels = (size_t)config->batch * tn_dataset_image_size(info);
+        size_t pixels = config->raw ? 0 : (size_t)config->batch * tn_dataset_image_size(info);
         TN_TRY(tn_alloc(&out->unmixed, pixels, sizeof *out->unmixed, "images before mixup"));
         int **arrays[] = {&out->partner, &out->slot, &out->wanted, &out->labels};
         for (int i = 0; i < 4; i++)
@@ -109,24 +109,52 @@ int tn_batcher_share_rows(const tn_batcher *batcher) {
     return rows < c->batch ? (int)rows : c->batch;
 }
 
+/* Memory for bytes in the place of images. */
+static tn_status alloc_raw(const tn_batcher *b, size_t rows, tn_batch_buffer *out) {
+    const tn_loader_config *c = &b->config;
+    const bool mixed = c->mixup > 0.0;
+    TN_TRY(tn_alloc(&out->order, (size_t)c->batch, sizeof *out->order, "rows of a batch"));
+    if (mixed) TN_TRY(tn_alloc(&out->partner, rows, sizeof *out->partner, "partners of mixup"));
+    out->batch.raw = &out->raw;
+    out->raw = (tn_raw_batch){.table = b->format.table[0],
+                              .pixels = b->dataset->split[c->split].pixels,
+                              .draw = c->augment,
+                              .may_flip = b->dataset->info.flip,
+                              .padding = b->format.padding,
+                              .seed = c->seed,
+                              .partner = out->partner};
+    if (!b->decoder) return TN_OK;
+    out->slot_count = mixed ? c->batch : (int)rows;
+    TN_TRY(tn_alloc(&out->slots, (size_t)out->slot_count, sizeof *out->slots, "images of a batch"));
+    TN_TRY(tn_alloc(&out->raw_images, (size_t)out->slot_count, sizeof *out->raw_images, "images of a batch"));
+    out->raw.images = out->raw_images;
+    return TN_OK;
+}
+
 tn_status tn_batch_buffer_alloc(const tn_batcher *batcher, tn_batch_buffer *out) {
     const tn_dataset_info *info = &batcher->dataset->info;
     size_t rows = (size_t)tn_batcher_share_rows(batcher);
-    TN_TRY(
-        tn_alloc(&out->images, rows * tn_dataset_image_size(info), sizeof *out->images, "images of a batch"));
     TN_TRY(tn_alloc(&out->targets, rows * (size_t)info->classes, sizeof *out->targets, "targets of a batch"));
     TN_TRY(tn_alloc(&out->labels, rows, sizeof *out->labels, "labels of a batch"));
     out->batch = (tn_batch){.channels = info->channels,
                             .height = info->height,
                             .width = info->width,
                             .classes = info->classes,
-                            .images = out->images,
                             .targets = out->targets,
                             .labels = out->labels};
+    if (batcher->config.raw) return alloc_raw(batcher, rows, out);
+    TN_TRY(
+        tn_alloc(&out->images, rows * tn_dataset_image_size(info), sizeof *out->images, "images of a batch"));
+    out->batch.images = out->images;
     return TN_OK;
 }
 
 void tn_batch_buffer_free(tn_batch_buffer *buffer) {
+    for (int i = 0; buffer->slots && i < buffer->slot_count; i++) tn_raw_slot_free(&buffer->slots[i]);
+    tn_free(buffer->slots);
+    tn_free(buffer->raw_images);
+    tn_free(buffer->order);
+    tn_free(buffer->partner);
     tn_free(buffer->images);
     tn_free(buffer->targets);
     tn_free(buffer->labels);
@@ -148,18 +176,19 @@ static void copy_rows(const tn_batcher *batcher, int epoch, const int *wanted, i
     }
 }
 
-/* Writes the augmented images of samples wanted[count] to `images` and their labels; *rows is how many. */
+/* Makes the images of samples wanted[count], as floats or bytes, and their labels; *rows is how many. Bytes
+ * of images in memory are where they are. */
 static tn_status load_rows(tn_batcher *batcher, int epoch, const int *wanted, int count,
-                           const atomic_bool *cancelled, float *images, int *labels, int *rows) {
+                           const atomic_bool *cancelled, tn_row_target target, int *labels, int *rows) {
     const tn_samples *samples = &batcher->dataset->split[batcher->config.split];
     *rows = count;
     if (batcher->decoder) {
-        TN_TRY(tn_row_decoder_run(batcher->decoder, epoch, wanted, count, cancelled, images, labels, rows));
+        TN_TRY(tn_row_decoder_run(batcher->decoder, epoch, wanted, count, cancelled, target, labels, rows));
         if (*rows == 0)
             return tn_fail(TN_ERR_DATA, "none of the %d images of a batch can be decoded; the first: %s",
                            count, tn_row_decoder_bad_sample(batcher->decoder, 0));
     } else {
-        copy_rows(batcher, epoch, wanted, count, images);
+        if (target.images) copy_rows(batcher, epoch, wanted, count, target.images);
         memcpy(labels, wanted, (size_t)count * sizeof *labels);
     }
     for (int i = 0; i < *rows; i++) labels[i] = samples->labels[labels[i]];
@@ -179,11 +208,12 @@ typedef struct share {
 
 /* Loads what is mixed into the rows of the share, to places in `unmixed` that `slot` names. */
 static tn_status load_unmixed(tn_batcher *b, int epoch, const int *samples, tn_rng *rng,
-                              const atomic_bool *cancelled, share *rows) {
+                              const atomic_bool *cancelled, tn_raw_slot *slots, share *rows) {
+    tn_row_target target = {b->config.raw ? NULL : b->unmixed, slots};
     int count = 0, loaded;
     for (int i = 0; i < rows->rows; i++) b->slot[i] = b->partner[i] = i;
     if (b->config.ranks == 0) { /* rows that cannot be decoded are left out before partners are drawn */
-        TN_TRY(load_rows(b, epoch, samples, rows->rows, cancelled, b->unmixed, b->labels, &loaded));
+        TN_TRY(load_rows(b, epoch, samples, rows->rows, cancelled, target, b->labels, &loaded));
         rows->rows = rows->end = loaded;
         tn_shuffle(rng, b->partner, loaded);
         return TN_OK;
@@ -197,7 +227,7 @@ static tn_status load_unmixed(tn_batcher *b, int epoch, const int *samples, tn_r
         b->slot[i] = count++;
     }
     if (count == 0) return TN_OK;
-    return load_rows(b, epoch, b->wanted, count, cancelled, b->unmixed, b->labels, &loaded);
+    return load_rows(b, epoch, b->wanted, count, cancelled, target, b->labels, &loaded);
 }
 
 static tn_status mix_rows(tn_batcher *batcher, int epoch, int number, const int *samples,
@@ -205,19 +235,42 @@ static tn_status mix_rows(tn_batcher *batcher, int epoch, int number, const int 
     size_t size = tn_dataset_image_size(&batcher->dataset->info), classes = (size_t)buffer->batch.classes;
     tn_rng rng = tn_rng_open(batcher->config.seed, TN_RNG_MIXUP, (uint32_t)epoch, (uint32_t)number);
     float own = (float)tn_rng_beta(&rng, batcher->config.mixup), other = 1.0f - own;
-    TN_TRY(load_unmixed(batcher, epoch, samples, &rng, cancelled, rows));
+    TN_TRY(load_unmixed(batcher, epoch, samples, &rng, cancelled, buffer->slots, rows));
     for (int i = rows->begin; i < rows->end; i++) {
         size_t first = (size_t)batcher->slot[i], second = (size_t)batcher->slot[batcher->partner[i]],
                row = (size_t)(i - rows->begin);
         int label = batcher->labels[first], other_label = batcher->labels[second];
-        mix(buffer->images + row * size, batcher->unmixed + first * size, batcher->unmixed + second * size,
-            own, other, size);
+        if (buffer->images)
+            mix(buffer->images + row * size, batcher->unmixed + first * size,
+                batcher->unmixed + second * size, own, other, size);
+        else
+            buffer->partner[row] = batcher->partner[i];
         float *target = buffer->targets + row * classes;
         target[label] = own;
         target[other_label] += other;
         buffer->labels[row] = own < 0.5f ? other_label : label; /* the heavier counts */
     }
+    buffer->raw.own = own;
     return TN_OK;
+}
+
+/* Which images the rows show: of all samples, or of those in slots. Partners are rows of the whole batch. */
+static void describe_raw(const tn_batcher *b, int epoch, const int *samples, const share *rows,
+                         tn_batch_buffer *buffer) {
+    tn_raw_batch *raw = &buffer->raw;
+    const bool mixed = b->config.mixup > 0.0;
+    const int begin = mixed ? 0 : rows->begin;
+    raw->epoch = epoch;
+    raw->first = rows->begin - begin;
+    raw->order_count = (mixed ? rows->rows : rows->end) - begin;
+    raw->order = buffer->order;
+    raw->count = b->decoder ? 0 : b->count;
+    for (int i = 0; i < raw->order_count; i++) {
+        buffer->order[i] = !b->decoder ? samples[begin + i] : mixed ? b->slot[i] : i;
+        if (b->decoder && raw->count <= buffer->order[i]) raw->count = buffer->order[i] + 1;
+    }
+    for (int i = 0; i < buffer->slot_count && i < raw->count; i++)
+        buffer->raw_images[i] = buffer->slots[i].image;
 }
 
 static void smooth(float *targets, size_t count, double amount, int classes) {
@@ -268,8 +321,9 @@ tn_status tn_batcher_make(tn_batcher *batcher, int epoch, int number, const atom
     if (config->mixup > 0.0) {
         TN_TRY(mix_rows(batcher, epoch, number, samples, cancelled, buffer, &rows));
     } else if (rows.end > rows.begin) {
-        TN_TRY(load_rows(batcher, epoch, samples + rows.begin, rows.end - rows.begin, cancelled,
-                         buffer->images, buffer->labels, &loaded));
+        tn_row_target target = {buffer->images, buffer->slots};
+        TN_TRY(load_rows(batcher, epoch, samples + rows.begin, rows.end - rows.begin, cancelled, target,
+                         buffer->labels, &loaded));
         rows.end = rows.begin + loaded;
         for (int i = 0; i < loaded; i++)
             buffer->targets[(size_t)i * classes + (size_t)buffer->labels[i]] = 1.0f;
@@ -277,6 +331,7 @@ tn_status tn_batcher_make(tn_batcher *batcher, int epoch, int number, const atom
     buffer->batch.rows = rows.end - rows.begin;
     buffer->batch.first_row = rows.begin;
     buffer->batch.whole_rows = config->ranks > 0 ? rows.rows : 0;
+    if (config->raw) describe_raw(batcher, epoch, samples, &rows, buffer);
     if (config->label_smoothing > 0.0)
         smooth(buffer->targets, (size_t)buffer->batch.rows * classes, config->label_smoothing,
                buffer->batch.classes);

@@ -15,6 +15,12 @@ typedef struct tn_batch_buffer {
     tn_batch batch; /* points into the arrays below */
     float *images, *targets;
     int *labels;
+    /* With tn_loader_config.raw in the place of images: */
+    tn_raw_batch raw;
+    int *order, *partner;     /* [batch] each; partners with mixup */
+    tn_raw_slot *slots;       /* [slot_count], of stored images; */
+    tn_raw_image *raw_images; /* [slot_count], what is in the slots */
+    int slot_count;
 } tn_batch_buffer;
 
 /* Zero-initialise before tn_batcher_open. Used by one thread at a time. */

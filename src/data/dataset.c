@@ -113,3 +113,9 @@ void tn_dataset_close(tn_dataset *dataset) {
 tn_dataset_info tn_dataset_describe(const tn_dataset *dataset) {
     return dataset->info;
 }
+
+const uint8_t *tn_dataset_pixels(const tn_dataset *dataset, tn_split split, size_t *bytes) {
+    int count = split == TN_SPLIT_TRAIN ? dataset->info.train_count : dataset->info.val_count;
+    *bytes = (size_t)count * tn_dataset_image_size(&dataset->info);
+    return dataset->split[split].pixels;
+}

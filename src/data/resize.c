@@ -6,28 +6,31 @@
 #include "base/memory.h"
 #include "base/simd.h"
 
-#define PRECISION 22
-
 /* Columns are resized 16 rows at a time, which lie side by side in a tile: a lane for each row and channel,
  * so that both passes are the same sums over whole vectors. */
 #define TILE_ROWS 16
 #define LANES     (3 * TILE_ROWS)
 
-/* One direction: output o is the sum of weights[o][t] * input[first[o] + t] over t < taps[o]. */
+/* One direction, with its plan (tn_resize_plan). */
 typedef struct axis {
-    int outputs, longest; /* taps at most */
-    int *first, *taps;
-    int32_t *weights; /* [outputs][longest] */
+    int outputs, step; /* step: int32s of one output */
+    int32_t *plan;
 } axis;
 
 enum { ROWS = 0, COLUMNS = 1 };
-enum { WEIGHTS = 0, FIRST = 2, TAPS = 4, TILE = 6, MIDDLE = 8, OUT = 9 }; /* places in capacity */
+enum { PLAN = 0, TILE = 2, MIDDLE = 4, OUT = 5 }; /* places in capacity */
+
+static int first_of(const axis *a, int output) {
+    return a->plan[output * a->step];
+}
+
+static int end_of(const axis *a, int output) {
+    return first_of(a, output) + a->plan[output * a->step + 1];
+}
 
 void tn_resizer_free(tn_resizer *r) {
     for (int i = 0; i < 2; i++) {
-        tn_free(r->weights[i]);
-        tn_free(r->first[i]);
-        tn_free(r->taps[i]);
+        tn_free(r->plan[i]);
         tn_free(r->tile[i]);
     }
     tn_free(r->middle);
@@ -49,26 +52,38 @@ static int triangle(double centre, double support, int size, int *first, int32_t
             if (pass == 0)
                 sum += weight;
             else
-                weights[t] = (int32_t)(0.5 + weight / sum * (1 << PRECISION));
+                weights[t] = (int32_t)(0.5 + weight / sum * (1 << TN_RESIZE_BITS));
         }
     *first = begin;
     return end - begin;
 }
 
-static tn_status plan(tn_resizer *r, int which, const tn_resize_axis *how, axis *out) {
-    double scale = (how->high - how->low) / how->size, support = scale < 1.0 ? 1.0 : scale;
-    size_t count = (size_t)how->count, longest = (size_t)ceil(support) * 2 + 1;
-    TN_TRY(tn_grow(&r->first[which], &r->capacity[FIRST + which], count, sizeof(int), "resizing"));
-    TN_TRY(tn_grow(&r->taps[which], &r->capacity[TAPS + which], count, sizeof(int), "resizing"));
-    TN_TRY(tn_grow(&r->weights[which], &r->capacity[WEIGHTS + which], count * longest, sizeof(int32_t),
-                   "resizing"));
-    *out = (axis){how->count, (int)longest, r->first[which], r->taps[which], r->weights[which]};
-    for (int o = 0; o < how->count; o++) {
+static double scale_of(const tn_resize_axis *how) {
+    return (how->high - how->low) / how->size;
+}
+
+int tn_resize_taps(const tn_resize_axis *how) {
+    double scale = scale_of(how);
+    return (int)ceil(scale < 1.0 ? 1.0 : scale) * 2 + 1;
+}
+
+void tn_resize_plan(const tn_resize_axis *how, int taps, int32_t *plan) {
+    double scale = scale_of(how), support = scale < 1.0 ? 1.0 : scale;
+    for (int o = 0; o < how->count; o++, plan += 2 + taps) {
         double centre = how->low + (how->from + o + 0.5) * scale;
-        out->taps[o] =
-            triangle(centre, support, how->full, &out->first[o], out->weights + (size_t)o * longest);
-        out->first[o] -= how->origin;
+        int first;
+        plan[1] = triangle(centre, support, how->full, &first, plan + 2);
+        plan[0] = first - how->origin;
     }
+}
+
+static tn_status plan(tn_resizer *r, int which, const tn_resize_axis *how, axis *out) {
+    int taps = tn_resize_taps(how);
+    size_t step = 2 + (size_t)taps;
+    TN_TRY(tn_grow(&r->plan[which], &r->capacity[PLAN + which], (size_t)how->count * step, sizeof(int32_t),
+                   "resizing"));
+    tn_resize_plan(how, taps, r->plan[which]);
+    *out = (axis){how->count, (int)step, r->plan[which]};
     return TN_OK;
 }
 
@@ -77,18 +92,19 @@ static tn_status plan(tn_resizer *r, int which, const tn_resize_axis *how, axis 
 TN_SIMD static void blend(const axis *a, const uint8_t *restrict in, size_t in_step, int origin,
                           uint8_t *restrict out, size_t out_step, size_t width) {
     for (int o = 0; o < a->outputs; o++) {
-        const int32_t *weights = a->weights + (size_t)o * (size_t)a->longest;
-        const uint8_t *rows = in + (size_t)(a->first[o] - origin) * in_step;
+        const int32_t *weights = a->plan + (size_t)o * (size_t)a->step + 2;
+        int taps = weights[-1];
+        const uint8_t *rows = in + (size_t)(weights[-2] - origin) * in_step;
         for (size_t begin = 0; begin < width; begin += LANES) {
             int32_t sum[LANES];
-            for (int i = 0; i < LANES; i++) sum[i] = 1 << (PRECISION - 1);
-            for (int t = 0; t < a->taps[o]; t++) {
+            for (int i = 0; i < LANES; i++) sum[i] = 1 << (TN_RESIZE_BITS - 1);
+            for (int t = 0; t < taps; t++) {
                 const uint8_t *row = rows + (size_t)t * in_step + begin;
                 for (int i = 0; i < LANES; i++) sum[i] += weights[t] * row[i];
             }
             uint8_t *to = out + (size_t)o * out_step + begin;
             for (int i = 0; i < LANES; i++) {
-                int32_t value = sum[i] >> PRECISION;
+                int32_t value = sum[i] >> TN_RESIZE_BITS;
                 to[i] = (uint8_t)(value > 255 ? 255 : value);
             }
         }
@@ -120,8 +136,7 @@ static void resize_columns(tn_resizer *r, const tn_pixels *source, const axis *c
 
 /* That all inputs of an axis are at hand. */
 static void check_axis(const axis *a, int length) {
-    int last = a->outputs - 1;
-    TN_ASSERT(a->first[0] >= 0 && a->first[last] + a->taps[last] <= length);
+    TN_ASSERT(first_of(a, 0) >= 0 && end_of(a, a->outputs - 1) <= length);
 }
 
 tn_status tn_resizer_run(tn_resizer *r, const tn_pixels *source, const tn_resize *how, uint8_t **out) {
@@ -130,7 +145,7 @@ tn_status tn_resizer_run(tn_resizer *r, const tn_pixels *source, const tn_resize
     TN_TRY(plan(r, COLUMNS, &how->columns, &columns));
     check_axis(&rows, source->height);
     check_axis(&columns, source->width);
-    int begin = rows.first[0], end = rows.first[rows.outputs - 1] + rows.taps[rows.outputs - 1];
+    int begin = first_of(&rows, 0), end = end_of(&rows, rows.outputs - 1);
     size_t width = 3 * (size_t)columns.outputs, step = (width + LANES - 1) / LANES * LANES;
     TN_TRY(tn_grow(&r->tile[0], &r->capacity[TILE], (size_t)source->width * LANES, 1, "resizing"));
     TN_TRY(tn_grow(&r->tile[1], &r->capacity[TILE + 1], (size_t)columns.outputs * LANES, 1, "resizing"));

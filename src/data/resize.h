@@ -32,13 +32,22 @@ typedef struct tn_resize {
     tn_resize_axis rows, columns;
 } tn_resize;
 
+/* Weights are integers in units of 2^-TN_RESIZE_BITS. */
+#define TN_RESIZE_BITS 22
+
+/* Inputs that one output of a direction is made of, at most. */
+int tn_resize_taps(const tn_resize_axis *how);
+
+/* How one direction is computed, plan[how->count][2 + taps]: of each output the first input, counted from the
+ * first at hand, the number of inputs, and their weights; what is left of the row is not set. */
+void tn_resize_plan(const tn_resize_axis *how, int taps, int32_t *plan);
+
 /* Memory that is used again from image to image. Zero-initialise; free with tn_resizer_free. Used by one
  * thread at a time. */
 typedef struct tn_resizer {
-    int32_t *weights[2]; /* of rows and columns: [outputs][taps] */
-    int *first[2], *taps[2];
+    int32_t *plan[2]; /* of rows and columns */
     uint8_t *tile[2], *middle, *out;
-    size_t capacity[10];
+    size_t capacity[6];
 } tn_resizer;
 
 void tn_resizer_free(tn_resizer *resizer);

@@ -24,7 +24,7 @@ struct tn_row_decoder {
     int epoch;
     const int *wanted;
     const atomic_bool *cancelled;
-    float *images;
+    tn_row_target target;
     /* Samples left out; under the mutex. */
     pthread_mutex_t mutex;
     uint8_t *seen; /* a bit for each sample */
@@ -74,26 +74,32 @@ void tn_row_decoder_free(tn_row_decoder *d) {
     tn_free(d);
 }
 
-/* Decodes an image that is in memory and makes the view of it. */
-static tn_status decode(const tn_row_decoder *d, worker *w, int sample, const tn_encoded *encoded,
-                        float *out) {
+/* Decodes an image that is in memory and makes row `index` of the view of it. */
+static tn_status decode(const tn_row_decoder *d, worker *w, int index, const tn_encoded *encoded) {
     int size = d->dataset->info.width;
     uint8_t *pixels;
+    tn_pixels source;
+    tn_resize how;
     TN_TRY(tn_image_open(&w->image, encoded->bytes, encoded->size));
-    tn_view view =
-        d->config.augment
-            ? tn_view_random(d->config.seed, d->epoch, sample, w->image.width, w->image.height, size)
-            : tn_view_centre(w->image.width, w->image.height, d->dataset->resize, size);
-    TN_TRY(tn_view_make(&view, d->config.augment, &w->image, &w->resizer, &pixels));
-    tn_augment_apply(d->format, pixels, (tn_augmentation){0, 0, view.flip}, out);
+    tn_view view = d->config.augment
+                       ? tn_view_random(d->config.seed, d->epoch, d->wanted[index], w->image.width,
+                                        w->image.height, size)
+                       : tn_view_centre(w->image.width, w->image.height, d->dataset->resize, size);
+    TN_TRY(tn_view_decode(&view, d->config.augment, &w->image, &source, &how));
+    if (d->target.slots)
+        return tn_raw_slot_fill(&d->target.slots[index], &source, &how, view.flip, &w->resizer);
+    TN_TRY(tn_resizer_run(&w->resizer, &source, &how, &pixels));
+    tn_augment_apply(d->format, pixels, (tn_augmentation){0, 0, view.flip},
+                     d->target.images + (size_t)index * tn_dataset_image_size(&d->dataset->info));
     return TN_OK;
 }
 
-static tn_status load(const tn_row_decoder *d, worker *w, int sample, float *out) {
+static tn_status load(const tn_row_decoder *d, worker *w, int index) {
     tn_encoded encoded;
+    int sample = d->wanted[index];
     tn_status status = tn_image_store_load(&d->samples->store, sample, &encoded);
     if (status != TN_OK) return status;
-    status = decode(d, w, sample, &encoded, out);
+    status = decode(d, w, index, &encoded);
     tn_free(encoded.owned);
     return status == TN_OK ? TN_OK : tn_image_store_fail(&d->samples->store, sample, status);
 }
@@ -117,26 +123,35 @@ static tn_status make_row(void *context, int index, int number) {
     int sample = d->wanted[index];
     d->bad[index] = false;
     if (atomic_load(d->cancelled)) return tn_fail(TN_ERR_STOPPED, "the batch is not wanted any more");
-    tn_status status = load(d, &d->workers[number], sample,
-                            d->images + (size_t)index * tn_dataset_image_size(&d->dataset->info));
+    tn_status status = load(d, &d->workers[number], index);
     if (!d->config.skip_bad || (status != TN_ERR_DATA && status != TN_ERR_IO)) return status;
     d->bad[index] = true;
     return note_bad(d, sample);
 }
 
-tn_status tn_row_decoder_run(tn_row_decoder *d, int epoch, const int *samples, int count,
-                             const atomic_bool *cancelled, float *images, int *kept, int *rows) {
+static void move_row(const tn_row_decoder *d, int to, int from) {
     size_t size = tn_dataset_image_size(&d->dataset->info);
+    if (d->target.slots) {
+        tn_raw_slot other = d->target.slots[to];
+        d->target.slots[to] = d->target.slots[from];
+        d->target.slots[from] = other;
+    } else {
+        memcpy(d->target.images + (size_t)to * size, d->target.images + (size_t)from * size,
+               size * sizeof *d->target.images);
+    }
+}
+
+tn_status tn_row_decoder_run(tn_row_decoder *d, int epoch, const int *samples, int count,
+                             const atomic_bool *cancelled, tn_row_target target, int *kept, int *rows) {
     d->epoch = epoch;
     d->wanted = samples;
     d->cancelled = cancelled;
-    d->images = images;
+    d->target = target;
     TN_TRY(tn_pool_run(d->pool, count, make_row, d));
     *rows = 0;
     for (int i = 0; i < count; i++) {
         if (d->bad[i]) continue;
-        if (*rows < i)
-            memcpy(images + (size_t)*rows * size, images + (size_t)i * size, size * sizeof *images);
+        if (*rows < i) move_row(d, *rows, i);
         kept[(*rows)++] = samples[i];
     }
     return TN_OK;

@@ -9,6 +9,7 @@
 #include "base/pool.h"
 #include "data/augment.h"
 #include "data/dataset.h"
+#include "data/raw_image.h"
 
 /* Messages that are kept of samples that were left out. */
 #define TN_BAD_MESSAGES_MAX 1000
@@ -21,11 +22,17 @@ tn_status tn_row_decoder_create(const tn_dataset *dataset, const tn_loader_confi
                                 const tn_image_format *format, tn_row_decoder **out);
 void tn_row_decoder_free(tn_row_decoder *decoder);
 
-/* Makes `count` (at most config->batch) rows of `epoch`: samples[i] to images + i * size of an image. Where
- * skip_bad leaves some out, those behind move up; *rows is how many there are and kept[0 .. *rows-1] which
- * samples they show. TN_ERR_STOPPED, at once, when *cancelled becomes true. */
+/* Where rows go: to floats, or as bytes to slots; the other is NULL. */
+typedef struct tn_row_target {
+    float *images;
+    tn_raw_slot *slots;
+} tn_row_target;
+
+/* Makes `count` (at most config->batch) rows of `epoch`: samples[i] to images + i * size of an image, or to
+ * slots[i]. Where skip_bad leaves some out, those behind move up; *rows is how many there are and kept[0 ..
+ * *rows-1] which samples they show. TN_ERR_STOPPED, at once, when *cancelled becomes true. */
 tn_status tn_row_decoder_run(tn_row_decoder *decoder, int epoch, const int *samples, int count,
-                             const atomic_bool *cancelled, float *images, int *kept, int *rows);
+                             const atomic_bool *cancelled, tn_row_target target, int *kept, int *rows);
 
 /* As tn_loader_bad_samples and tn_loader_bad_sample; from any thread. */
 int tn_row_decoder_bad_samples(tn_row_decoder *decoder);

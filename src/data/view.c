@@ -83,18 +83,25 @@ static void locate(int begin, int length, int decoded, int factor, tn_resize_axi
     how->origin = decoded / factor - zero;
 }
 
-tn_status tn_view_make(const tn_view *view, bool reduce, tn_image *image, tn_resizer *resizer,
-                       uint8_t **out) {
-    tn_resize how = {.rows = {.size = view->height, .from = view->y, .count = view->rows},
-                     .columns = {.size = view->width, .from = view->x, .count = view->columns}};
+tn_status tn_view_decode(const tn_view *view, bool reduce, tn_image *image, tn_pixels *pixels,
+                         tn_resize *how) {
+    *how = (tn_resize){.rows = {.size = view->height, .from = view->y, .count = view->rows},
+                       .columns = {.size = view->width, .from = view->x, .count = view->columns}};
     int top, bottom, left, right, factor;
-    tn_pixels pixels;
-    needed(view->part.height, &how.rows, &top, &bottom);
-    needed(view->part.width, &how.columns, &left, &right);
+    needed(view->part.height, &how->rows, &top, &bottom);
+    needed(view->part.width, &how->columns, &left, &right);
     tn_rectangle part = {view->part.left + left, view->part.top + top, right - left, bottom - top};
     const int least[2] = {view->columns, view->rows};
-    TN_TRY(tn_image_decode(image, &part, reduce ? least : NULL, &pixels, &factor));
-    locate(view->part.top, view->part.height, part.top, factor, &how.rows);
-    locate(view->part.left, view->part.width, part.left, factor, &how.columns);
+    TN_TRY(tn_image_decode(image, &part, reduce ? least : NULL, pixels, &factor));
+    locate(view->part.top, view->part.height, part.top, factor, &how->rows);
+    locate(view->part.left, view->part.width, part.left, factor, &how->columns);
+    return TN_OK;
+}
+
+tn_status tn_view_make(const tn_view *view, bool reduce, tn_image *image, tn_resizer *resizer,
+                       uint8_t **out) {
+    tn_resize how;
+    tn_pixels pixels;
+    TN_TRY(tn_view_decode(view, reduce, image, &pixels, &how));
     return tn_resizer_run(resizer, &pixels, &how, out);
 }

@@ -41,4 +41,9 @@ int tn_view_default_resize(int size);
  * different from resizing all of them. */
 tn_status tn_view_make(const tn_view *view, bool reduce, tn_image *image, tn_resizer *resizer, uint8_t **out);
 
+/* The first half of tn_view_make: decodes, and says how *pixels, which are valid until the next use of the
+ * image, are to be resized. */
+tn_status tn_view_decode(const tn_view *view, bool reduce, tn_image *image, tn_pixels *pixels,
+                         tn_resize *how);
+
 #endif

@@ -15,6 +15,7 @@ LOSS = "kernels/loss.cu"
 OPTIMIZER = "kernels/optimizer.cu"
 CONVERT = "kernels/convert.cu"
 AUGMENT = "kernels/augment.cu"
+IMAGE = "kernels/image.cu"
 DEVICE = "kernels/device.cuh"
 CUDA_DEVICE = "src/backend/cuda_device.c"
 CUDA_CONV = "src/backend/cuda_conv.c"
@@ -228,15 +229,26 @@ MUTATIONS = [
     (AUGMENT, "<< 34, &rng", "<< 33, &rng", "draws of another sample", "kernels_augment"),
     (AUGMENT, "    if (i >= count) return;\n    const int channel", "    const int channel",
      "values beyond the end of an image", "kernels_augment"),
-    (AUGMENT, "draw(c, state, c.partner[row])", "draw(c, state, row)", "an image is mixed with itself",
+    (AUGMENT, "draw(c, state, c.partner[row])", "draw(c, state, state->first + row)", "an image is mixed with itself",
      "kernels_augment"),
     (AUGMENT, "labels[row] = own < 0.5f ? second : label;", "labels[row] = label;",
      "the label of the smaller part", "kernels_augment"),
+    # Views of images of any size.
+    (IMAGE, "int sum = 1 << (RESIZE_BITS - 1);", "int sum = 0;", "sums are cut off, not rounded", "kernels_image"),
+    (IMAGE, "    if (i >= count) return; /* of an image that is not the highest */\n", "",
+     "rows beyond the end of a source", "kernels_image"),
+    (IMAGE, "((size_t)y * image.width + p[0]) * 3", "((size_t)y * width + p[0]) * 3",
+     "rows of the source are as wide as the view", "kernels_image"),
+    (IMAGE, "image.flip ? width - 1 - x : x", "image.flip ? width - x : x", "flips are off by a column",
+     "kernels_image"),
+    (IMAGE, "    if (i >= count) return;\n", "", "bytes beyond the end of a view", "kernels_image"),
+    (IMAGE, "(size_t)p[0] * row + from, row)", "(size_t)p[0] * row + from, 3)",
+     "a row's neighbours in place of a column's", "kernels_image"),
     # The host side of the backend.
-    (CUDA_DEVICE, "        TN_CUDA(cudaEventSynchronize(slot->copied));\n        memcpy(slot", "        memcpy(slot",
-     "an upload overwrites pinned memory before its last copy is through", "cuda_engine"),
-    (CUDA_DEVICE, "cudaError_t error = cudaEventRecord(slot->copied, cuda->stream);", "cudaError_t error = cudaSuccess;",
-     "the event behind an upload is dropped", "cuda_engine"),
+    (CUDA_DEVICE, "    TN_CUDA(cudaEventSynchronize(stage->slots[stage->current].copied));\n", "",
+     "an upload overwrites pinned memory before its last copy is through", "cuda_device"),
+    (CUDA_DEVICE, "cudaError_t error = cudaEventRecord(slot->copied, stage->stream);", "cudaError_t error = cudaSuccess;",
+     "the event behind an upload is dropped", "cuda_device"),
     (CUDA_DEVICE, "        TN_CUDA(cudaEventSynchronize(slot->copied));\n        memcpy((char", "        memcpy((char",
      "a download does not wait",
      "cuda_engine"),

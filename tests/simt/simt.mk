@@ -19,7 +19,7 @@ SIMT_C := $(CC) -std=c11 -g -O2 -D_GNU_SOURCE -DTN_HAVE_CUDA -DTN_VERSION='"$(VE
 # Test programs, one for each test_NAME.c here, and what they may link with: kernels, and host code against this
 # machine's headers.
 SIMT_TESTS := $(patsubst $(SIMT_DIR)/%.c,%,$(sort $(wildcard $(SIMT_DIR)/test_*.c)))
-SIMT_HOST_SRC := src/base/philox.c src/data/augment.c
+SIMT_HOST_SRC := src/base/philox.c src/base/fail.c src/base/memory.c src/data/augment.c src/data/resize.c
 SIMT_TESTED := $(patsubst %.cu,%.o,$(sort $(wildcard kernels/*.cu))) $(SIMT_HOST_SRC:.c=.o)
 SIMT_TEST_LIBS := -lcmocka
 # Programs test_cuda_NAME link with the whole library and its CUDA backend.

@@ -46,7 +46,7 @@ static augment_data make(const augment_case *t) {
         d.labels[i] = draw_below(2, (uint32_t)i, CLASSES);
         d.order[i] = t->ordered ? i * 7 % SAMPLES : i;
     }
-    for (int i = 0; i < t->rows; i++) d.partner[i] = t->used > 0 ? (i * 3 + 1) % t->used : 0;
+    for (int i = 0; i < t->rows; i++) d.partner[i] = FIRST + (t->used > 0 ? (i * 3 + 1) % t->used : 0);
     return d;
 }
 
@@ -69,7 +69,7 @@ static void check_images(const augment_case *t, const augment_data *d, const voi
         .count = (size_t)t->rows * d->size, .store = t->store, .device = (void *)(uintptr_t)device};
     for (int i = 0; i < t->used; i++) {
         one_image(t, d, d->order[FIRST + i], own);
-        if (t->mixup) one_image(t, d, d->order[FIRST + d->partner[i]], other);
+        if (t->mixup) one_image(t, d, d->order[d->partner[i]], other);
         for (size_t k = 0; k < d->size; k++)
             wanted[(size_t)i * d->size + k] = (double)(t->mixup ? mix(t->own, own[k], other[k]) : own[k]);
     }
@@ -89,7 +89,7 @@ static void check_targets(const augment_case *t, const augment_data *d, const fl
         float wanted[CLASSES] = {0};
         bool inside = i < t->used;
         int label = inside ? d->labels[d->order[FIRST + i]] : 0, second = label;
-        if (t->mixup && inside) second = d->labels[d->order[FIRST + d->partner[i]]];
+        if (t->mixup && inside) second = d->labels[d->order[d->partner[i]]];
         if (inside) wanted[label] = own;
         if (t->mixup && inside) wanted[second] += 1.0f - own;
         for (int k = 0; k < CLASSES; k++) {
