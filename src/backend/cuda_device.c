@@ -83,7 +83,7 @@ static void cuda_close(tn_backend *backend) {
         if (cuda->fetches[i].arrived) (void)cudaEventDestroy(cuda->fetches[i].arrived);
         if (cuda->fetches[i].memory) (void)cudaFreeHost(cuda->fetches[i].memory);
     }
-    tn_cuda_stage_close(&cuda->stage);
+    tn_cuda_staging_close(&cuda->stage);
     if (cuda->blas) (void)cublasDestroy(cuda->blas);
     tn_cuda_release(backend, cuda->blas_workspace);
     tn_cuda_release(backend, cuda->sum_workspace);
@@ -115,7 +115,7 @@ static tn_status start(tn_cuda *cuda) {
     TN_TRY(tn_cuda_alloc(&cuda->head, &cuda->sum_workspace, TN_SUM_WORKSPACE + sizeof(double), "workspace"));
     for (int i = 0; i < TN_FETCH_SLOTS; i++)
         TN_CUDA(cudaEventCreateWithFlags(&cuda->fetches[i].arrived, cudaEventDisableTiming));
-    return tn_cuda_stage_open(&cuda->stage, cuda->stream);
+    return tn_cuda_staging_open(&cuda->stage, cuda->stream);
 }
 
 static tn_status cuda_open(int device, int workers, tn_precision precision, tn_backend **out) {
@@ -175,8 +175,8 @@ void tn_cuda_release(tn_backend *backend, void *memory) {
     if (memory && cudaFree(memory) != cudaSuccess) (void)cudaGetLastError();
 }
 
-tn_status tn_cuda_stage_open(tn_cuda_stage *stage, cudaStream_t stream) {
-    *stage = (tn_cuda_stage){.stream = stream};
+tn_status tn_cuda_staging_open(tn_cuda_staging *stage, cudaStream_t stream) {
+    *stage = (tn_cuda_staging){.stream = stream};
     for (int i = 0; i < TN_CUDA_SLOTS; i++) {
         TN_CUDA(cudaMallocHost(&stage->slots[i].memory, SLOT_BYTES));
         TN_CUDA(cudaEventCreateWithFlags(&stage->slots[i].copied, cudaEventDisableTiming));
@@ -184,7 +184,7 @@ tn_status tn_cuda_stage_open(tn_cuda_stage *stage, cudaStream_t stream) {
     return TN_OK;
 }
 
-void tn_cuda_stage_close(tn_cuda_stage *stage) {
+void tn_cuda_staging_close(tn_cuda_staging *stage) {
     for (int i = 0; i < TN_CUDA_SLOTS; i++) {
         if (stage->slots[i].copied) (void)cudaEventDestroy(stage->slots[i].copied);
         if (stage->slots[i].memory) (void)cudaFreeHost(stage->slots[i].memory);
@@ -192,21 +192,21 @@ void tn_cuda_stage_close(tn_cuda_stage *stage) {
 }
 
 /* Behind a copy from or to a slot: whoever comes back to the slot waits for it. */
-static tn_status slot_used(const tn_cuda_stage *stage, const tn_cuda_slot *slot) {
+static tn_status slot_used(const tn_cuda_staging *stage, const tn_cuda_slot *slot) {
     cudaError_t error = cudaEventRecord(slot->copied, stage->stream);
     if (error == cudaSuccess) return TN_OK;
     (void)cudaStreamSynchronize(stage->stream);
     return tn_cuda_fail("cudaEventRecord", __FILE__, __LINE__, error);
 }
 
-static tn_status next_slot(tn_cuda_stage *stage) {
+static tn_status next_slot(tn_cuda_staging *stage) {
     stage->current = (stage->current + 1) % TN_CUDA_SLOTS;
     stage->used = 0;
     TN_CUDA(cudaEventSynchronize(stage->slots[stage->current].copied));
     return TN_OK;
 }
 
-tn_status tn_cuda_send(tn_cuda_stage *stage, void *to, const void *from, size_t bytes) {
+tn_status tn_cuda_send(tn_cuda_staging *stage, void *to, const void *from, size_t bytes) {
     for (size_t done = 0; done < bytes;) {
         if (stage->used == SLOT_BYTES) TN_TRY(next_slot(stage));
         tn_cuda_slot *slot = &stage->slots[stage->current];

@@ -18,12 +18,12 @@ typedef struct tn_cuda_slot {
 
 /* Uploads on one stream: slots are filled one after the other, each with as many copies as have room, and the
  * host waits only for a slot that it comes back to. */
-typedef struct tn_cuda_stage {
+typedef struct tn_cuda_staging {
     cudaStream_t stream;
     tn_cuda_slot slots[TN_CUDA_SLOTS];
     int current;
     size_t used; /* bytes of the current slot */
-} tn_cuda_stage;
+} tn_cuda_staging;
 
 /* What the host reads later: copied to pinned memory behind the work issued so far. */
 typedef struct tn_cuda_fetch {
@@ -61,7 +61,7 @@ typedef struct tn_cuda {
     cudaStream_t stream;
     cublasHandle_t blas;
     void *blas_workspace, *sum_workspace; /* sum_workspace ends with one double for the sum */
-    tn_cuda_stage stage;
+    tn_cuda_staging stage;
     struct tn_cuda_images *images; /* cuda_images.c */
     tn_cuda_fetch fetches[TN_FETCH_SLOTS];
     tn_cuda_graph graphs[TN_RECORD_SLOTS];
@@ -106,9 +106,9 @@ void tn_cuda_release(tn_backend *backend, void *memory);
 tn_status tn_cuda_upload(tn_backend *backend, void *to, const void *from, size_t bytes);
 
 /* A stage on `stream`; close it also after a failure. */
-tn_status tn_cuda_stage_open(tn_cuda_stage *stage, cudaStream_t stream);
-void tn_cuda_stage_close(tn_cuda_stage *stage);
-tn_status tn_cuda_send(tn_cuda_stage *stage, void *to, const void *from, size_t bytes);
+tn_status tn_cuda_staging_open(tn_cuda_staging *stage, cudaStream_t stream);
+void tn_cuda_staging_close(tn_cuda_staging *stage);
+tn_status tn_cuda_send(tn_cuda_staging *stage, void *to, const void *from, size_t bytes);
 
 /* The scalars s, c, d of a node, or NULL where the node has none and the kernels' default holds. */
 const float *tn_cuda_s(const tn_cuda *cuda, const tn_plan *plan);

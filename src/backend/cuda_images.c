@@ -27,7 +27,7 @@ struct tn_cuda_images {
     grown recipe; /* table, order, partners, states of chunks */
     bool opened;  /* what follows is there */
     cudaStream_t stream;
-    tn_cuda_stage stage;
+    tn_cuda_staging stage;
     delivery deliveries[2];
     int next;
     grown middle, views;
@@ -51,7 +51,7 @@ void tn_cuda_free_images(tn_cuda *cuda) {
                         m->middle.memory, m->deliveries[1].bytes.memory,
                         m->views.memory};
     for (size_t i = 0; i < sizeof memories / sizeof *memories; i++) tn_cuda_release(&cuda->head, memories[i]);
-    tn_cuda_stage_close(&m->stage);
+    tn_cuda_staging_close(&m->stage);
     for (int i = 0; i < 2; i++) {
         if (m->deliveries[i].arrived) (void)cudaEventDestroy(m->deliveries[i].arrived);
         if (m->deliveries[i].used) (void)cudaEventDestroy(m->deliveries[i].used);
@@ -117,8 +117,8 @@ static tn_status open_copies(struct tn_cuda_images *m) {
         for (int k = 0; k < 2; k++)
             if (!*events[k]) TN_CUDA(cudaEventCreateWithFlags(events[k], cudaEventDisableTiming));
     }
-    tn_cuda_stage_close(&m->stage); /* of an attempt that failed */
-    TN_TRY(tn_cuda_stage_open(&m->stage, m->stream));
+    tn_cuda_staging_close(&m->stage); /* of an attempt that failed */
+    TN_TRY(tn_cuda_staging_open(&m->stage, m->stream));
     m->opened = true;
     return TN_OK;
 }
@@ -160,7 +160,7 @@ static tn_status lay_out(struct tn_cuda_images *m, const tn_raw_batch *raw, int 
     return TN_OK;
 }
 
-static tn_status deliver(const struct tn_cuda_images *m, tn_cuda_stage *stage, const delivery *d,
+static tn_status deliver(const struct tn_cuda_images *m, tn_cuda_staging *stage, const delivery *d,
                          const tn_raw_batch *raw, const layout *l) {
     char *to = d->bytes.memory;
     TN_CUDA(cudaStreamWaitEvent(m->stream, d->used, 0));

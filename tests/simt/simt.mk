@@ -42,10 +42,12 @@ $(BUILD)/simt/$(1)/selftest-libraries: $(BUILD)/simt/$(1)/$(SIMT_DIR)/selftest/l
 $(BUILD)/simt/$(1)/libtested.a: $(SIMT_TESTED:%=$(BUILD)/simt/$(1)/%)
 	@rm -f $$@
 	ar rcs $$@ $$^
-$(BUILD)/simt/$(1)/test_%: $(BUILD)/simt/$(1)/$(SIMT_DIR)/test_%.o $(BUILD)/simt/$(1)/$(SIMT_DIR)/kernel_check.o \
+$(patsubst %,$(BUILD)/simt/$(1)/%,$(filter-out test_cuda_%,$(SIMT_TESTS))): $(BUILD)/simt/$(1)/%: \
+    $(BUILD)/simt/$(1)/$(SIMT_DIR)/%.o $(BUILD)/simt/$(1)/$(SIMT_DIR)/kernel_check.o \
     $(BUILD)/simt/$(1)/libtested.a $(BUILD)/simt/$(1)/libsimt.a
 	g++ -g -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(SIMT_TEST_LIBS) $(SIMT_LIBS)
-$(BUILD)/simt/$(1)/test_cuda_%: $(BUILD)/simt/$(1)/$(SIMT_DIR)/test_cuda_%.o $(SIMT_BACKEND:%=$(BUILD)/simt/$(1)/%) \
+$(patsubst %,$(BUILD)/simt/$(1)/%,$(filter test_cuda_%,$(SIMT_TESTS))): $(BUILD)/simt/$(1)/%: \
+    $(BUILD)/simt/$(1)/$(SIMT_DIR)/%.o $(SIMT_BACKEND:%=$(BUILD)/simt/$(1)/%) \
     $(call OBJ,$(SUPPORT_SRC)) $(BUILD)/simt/$(1)/libtested.a $(BUILD)/libtaunet.a $(BUILD)/simt/$(1)/libsimt.a
 	g++ -g -fopenmp -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(LDLIBS) $(SIMT_TEST_LIBS) $(SIMT_LIBS)
 endef
