@@ -236,7 +236,7 @@ static tn_status no_run(tn_lab *lab, const tn_options *options) {
     return TN_OK;
 }
 
-static const tn_experiment dummy = {"dummy", "A <dummy>", "Nothing is measured.", no_run};
+static const tn_experiment dummy = {"dummy", "A <dummy>", "Nothing is measured.", " ", no_run};
 
 static void test_laboratory_writes_its_files(void **state) {
     (void)state;
