@@ -44,8 +44,9 @@ static tn_status find_named(const char *device, const tn_backend_ops **ops, int 
         return tn_fail(TN_ERR_USAGE, "--device %s: unknown device; use auto, cpu, cuda or cuda:N", device);
     int count = (*ops)->device_count();
     if (*number >= count)
-        return tn_fail(TN_ERR_DEVICE, "--device %s: %s", device,
-                       count ? "there is no device of this number; see taunet info" : (*ops)->absence());
+        return tn_fail(TN_ERR_DEVICE, "--device %s: %s; %s", device,
+                       count ? "there is no device of this number" : (*ops)->absence(),
+                       count ? "see taunet info" : "use --device cpu");
     return TN_OK;
 }
 

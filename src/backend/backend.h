@@ -111,7 +111,7 @@ typedef struct tn_backend_ops {
     unsigned precisions; /* a bit for each tn_precision it has */
     /* Number of devices that can be used now; 0 is not an error. */
     int (*device_count)(void);
-    /* Why there is none, and what to do; for devices that may be missing. */
+    /* Why there is none; for devices that may be missing. */
     const char *(*absence)(void);
     tn_status (*open)(int device, int workers, tn_precision precision, tn_backend **out);
     void (*close)(tn_backend *backend);

@@ -42,11 +42,10 @@ static const char *absence(void) {
     cudaError_t error = cudaGetDeviceCount(&count);
     (void)cudaGetLastError();
     if (error == cudaErrorInsufficientDriver)
-        return "no usable NVIDIA driver on this machine (CUDA driver version is insufficient); use --device "
-               "cpu";
+        return "no usable NVIDIA driver on this machine (CUDA driver version is insufficient)";
     if (error != cudaSuccess && error != cudaErrorNoDevice)
-        return "the NVIDIA driver does not start on this machine (see nvidia-smi); use --device cpu";
-    return "no CUDA device on this machine; use --device cpu";
+        return "the NVIDIA driver does not start on this machine (see nvidia-smi)";
+    return "no CUDA device on this machine";
 }
 
 static void describe(int device, char *text, size_t size) {

@@ -264,6 +264,8 @@ const tn_option tn_option_rows[] = {
      .help = "training steps of a network"},
     {"checkpoint", THEORETICAL, "FILE", "", FIELD(checkpoint), .commands = THEORY,
      .help = "bn: measure the network in this file instead of fresh ones"},
+    {"runs", THEORETICAL, "DIR", "", FIELD(runs), .commands = THEORY, .repeated = true,
+     .help = "bn: the epochs of this run with --probe norms instead of fresh networks; may be repeated"},
     {"quick", THEORETICAL, "YES|NO", "no", FIELD(quick), .commands = THEORY,
      .help = "small networks and few trials: seconds, to see that it works"},
     {"seed", THEORETICAL, "N", "0", FIELD(seed), .commands = THEORY, .help = "seed of all randomness"},

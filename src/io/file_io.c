@@ -60,6 +60,30 @@ tn_status tn_read_all(int fd, const char *path, void *bytes, size_t count) {
     return TN_OK;
 }
 
+tn_status tn_read_file(const char *path, char **bytes, size_t *size, bool *found) {
+    struct stat info;
+    *bytes = NULL;
+    *size = 0;
+    if (found) *found = true;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 && found && (errno == ENOENT || errno == ENOTDIR)) {
+        *found = false;
+        return TN_OK;
+    }
+    if (fd < 0) return tn_fail_errno("open", path);
+    tn_status status = fstat(fd, &info) == 0 ? TN_OK : tn_fail_errno("look at", path);
+    if (status == TN_OK) status = tn_alloc(bytes, (size_t)info.st_size + 1, 1, "a file");
+    if (status == TN_OK) status = tn_read_all(fd, path, *bytes, (size_t)info.st_size);
+    close(fd); /* was only read */
+    if (status == TN_OK) {
+        *size = (size_t)info.st_size;
+        return TN_OK;
+    }
+    tn_free(*bytes);
+    *bytes = NULL;
+    return status;
+}
+
 tn_status tn_append_whole(int fd, const char *path, const void *bytes, size_t count, int64_t *position) {
     tn_status status = tn_write_all(fd, path, bytes, count);
     if (status == TN_OK) {

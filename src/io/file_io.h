@@ -6,6 +6,7 @@
 #ifndef TN_IO_FILE_IO_H
 #define TN_IO_FILE_IO_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -20,6 +21,10 @@ tn_status tn_write_all(int fd, const char *path, const void *bytes, size_t count
 
 /* Reads exactly `count` bytes; a file that ends before is an error. */
 tn_status tn_read_all(int fd, const char *path, void *bytes, size_t count);
+
+/* Reads a whole file into *bytes, which gets a NUL behind its *size bytes; free with tn_free. Where there is
+ * no file and `found` is not NULL, sets *found to false and *bytes to NULL, and that is no error. */
+tn_status tn_read_file(const char *path, char **bytes, size_t *size, bool *found);
 
 /* Appends `count` bytes to the file, whose length is *position, or nothing: after a failure the file is cut
  * back to *position. The common case is a single write(2). Moves *position forward on success. */

@@ -96,7 +96,7 @@ tn_status tn_page_print_curves(const tn_page *page, tn_string *out) {
 
 bool tn_page_has_probes(const tn_page *page) {
     for (size_t i = 0; i < page->run_count; i++)
-        if (page->runs[i].record->probe_count > 0) return true;
+        if (page->runs[i].record->probes.count > 0) return true;
     return false;
 }
 
@@ -105,14 +105,14 @@ static tn_status draw_probe(figure *f, const tn_page *page, size_t run, bool las
     const tn_run_record *r = page->runs[run].record;
     double *x;
     int count = 0;
-    if (r->probe_count == 0) return TN_OK;
-    int epoch = r->probes[last ? r->probe_count - 1 : 0].epoch;
-    TN_TRY(tn_alloc(&x, 2 * r->probe_count, sizeof *x, "a figure"));
-    double *y = x + r->probe_count;
-    for (size_t i = 0; i < r->probe_count; i++) {
-        if (r->probes[i].epoch != epoch) continue;
-        x[count] = r->probes[i].block;
-        y[count++] = gradient ? r->probes[i].gradient : r->probes[i].output;
+    if (r->probes.count == 0) return TN_OK;
+    int epoch = r->probes.rows[last ? r->probes.count - 1 : 0].epoch;
+    TN_TRY(tn_alloc(&x, 2 * r->probes.count, sizeof *x, "a figure"));
+    double *y = x + r->probes.count;
+    for (size_t i = 0; i < r->probes.count; i++) {
+        if (r->probes.rows[i].epoch != epoch) continue;
+        x[count] = r->probes.rows[i].block;
+        y[count++] = gradient ? r->probes.rows[i].gradient : r->probes.rows[i].output;
     }
     tn_status status = draw(f, page, run, x, y, count);
     tn_free(x);

@@ -1,7 +1,6 @@
 /* taunet report: finds runs in folders and writes the page. */
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,15 +53,11 @@ static tn_status add_run(tn_page *page, const char *folder) {
 static tn_status add_section(tn_page *page, const char *folder) {
     static const char opening[] = "<section class=\"tn-theory\"";
     char path[PATH_ROOM], *text = NULL;
-    struct stat info;
+    size_t size;
+    tn_status status = TN_OK;
     snprintf(path, sizeof path, "%s/section.html", folder);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &info) != 0) return tn_fail_errno("open", path);
-    size_t size = (size_t)info.st_size;
-    tn_status status = tn_alloc(&text, size + 1, 1, "a section");
-    if (status == TN_OK) status = tn_read_all(fd, path, text, size);
-    close(fd); /* was only read */
-    if (status == TN_OK && strncmp(text, opening, sizeof opening - 1) != 0)
+    TN_TRY(tn_read_file(path, &text, &size, NULL));
+    if (strncmp(text, opening, sizeof opening - 1) != 0)
         status = tn_fail(TN_ERR_DATA, "%s: not a section that taunet theory wrote", path);
     if (status == TN_OK)
         status = tn_grow(&page->sections, &page->section_capacity, page->section_count + 1,

@@ -1,12 +1,8 @@
 #include "report/run_record.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/config_file.h"
 #include "base/memory.h"
@@ -153,73 +149,27 @@ double tn_run_record_number(const tn_run_record *record, const char *key) {
 
 /* Growth of the norms in each epoch that was probed. */
 static tn_status find_growth(tn_run_record *record) {
-    for (size_t i = 0, next; i < record->probe_count; i = next) {
+    const tn_probe_rows *probes = &record->probes;
+    for (size_t i = 0, next; i < probes->count; i = next) {
         double first = NAN, largest = 0;
-        for (next = i; next < record->probe_count && record->probes[next].epoch == record->probes[i].epoch;
-             next++) {
-            const tn_probe_row *row = &record->probes[next];
+        for (next = i; next < probes->count && probes->rows[next].epoch == probes->rows[i].epoch; next++) {
+            const tn_probe_row *row = &probes->rows[next];
             if (row->block == 1) first = row->output;
             /* A norm that is not finite makes the growth so. */
             if (row->block >= 1)
                 largest = row->output > largest || isnan(row->output) ? row->output : largest;
         }
         if (largest > 0 && first > 0)
-            TN_TRY(add_point(&record->curves[TN_CURVE_NORM_GROWTH], record->probes[i].epoch + 1,
-                             largest / first));
+            TN_TRY(
+                add_point(&record->curves[TN_CURVE_NORM_GROWTH], probes->rows[i].epoch + 1, largest / first));
     }
     return TN_OK;
 }
 
-/* Splits a line at its commas into exactly `wanted` fields. */
-static bool split(char *line, char *fields[], int wanted) {
-    int count = 0;
-    for (char *at = line; at && count < wanted; count++) {
-        fields[count] = at;
-        at = strchr(at, ',');
-        if (at && count + 1 == wanted) return false;
-        if (at) *at++ = 0;
-    }
-    return count == wanted;
-}
-
-static bool whole(const char *text, int *out) {
-    double value;
-    if (!tn_number_parse(text, &value) || value != floor(value) || fabs(value) > 1e9) return false;
-    *out = (int)value;
-    return true;
-}
-
-static bool norm(const char *text, double *out) {
-    *out = NAN;
-    return !*text || (tn_number_parse(text, out) && *out >= 0);
-}
-
 tn_status tn_run_record_read_probes(tn_run_record *record, const char *bytes, size_t count,
                                     const char *file) {
-    enum { COLUMNS = 6 };
-    const char *at = bytes, *end = bytes + count, *newline;
-    for (int number = 1; at < end && (newline = memchr(at, '\n', (size_t)(end - at))); number++) {
-        char line[256], *fields[COLUMNS];
-        size_t length = (size_t)(newline - at);
-        tn_probe_row row;
-        bool good = length < sizeof line;
-        if (good) {
-            memcpy(line, at, length);
-            line[length] = 0;
-            good = number == 1 ? !strncmp(line, "epoch,step,block,", 17)
-                               : split(line, fields, COLUMNS) && whole(fields[0], &row.epoch) &&
-                                     whole(fields[2], &row.block) && norm(fields[4], &row.output) &&
-                                     norm(fields[5], &row.gradient);
-        }
-        if (!good)
-            return tn_fail(TN_ERR_DATA, "%s:%d: not a line of probes.csv; was the file changed?",
-                           tn_make_legible(file).text, number);
-        at = newline + 1;
-        if (number == 1) continue;
-        TN_TRY(tn_grow(&record->probes, &record->probe_capacity, record->probe_count + 1,
-                       sizeof *record->probes, "probes"));
-        record->probes[record->probe_count++] = row;
-    }
+    tn_probe_rows_free(&record->probes);
+    TN_TRY(tn_probe_rows_parse(bytes, count, file, &record->probes));
     return find_growth(record);
 }
 
@@ -270,19 +220,11 @@ static tn_status read_settings(tn_run_record *record, const char *bytes, size_t 
 static tn_status read_file(tn_run_record *record, const char *name, reader read) {
     tn_string path = {0};
     char *bytes = NULL;
-    struct stat info;
+    size_t size;
+    bool found;
     TN_TRY(tn_string_printf(&path, "%s/%s", record->folder, name));
-    int fd = open(path.data, O_RDONLY | O_CLOEXEC);
-    tn_status status = TN_OK;
-    if (fd < 0 || fstat(fd, &info) != 0) {
-        if (fd >= 0 || (errno != ENOENT && errno != ENOTDIR)) status = tn_fail_errno("open", path.data);
-    } else {
-        size_t size = (size_t)info.st_size;
-        status = tn_alloc(&bytes, size ? size : 1, 1, name);
-        if (status == TN_OK) status = tn_read_all(fd, path.data, bytes, size);
-        if (status == TN_OK) status = read(record, bytes, size, path.data);
-    }
-    if (fd >= 0) close(fd); /* was only read */
+    tn_status status = tn_read_file(path.data, &bytes, &size, &found);
+    if (status == TN_OK && found) status = read(record, bytes, size, path.data);
     tn_free(bytes);
     tn_string_free(&path);
     return status;
@@ -312,7 +254,7 @@ void tn_run_record_free(tn_run_record *record) {
         tn_free(record->curves[i].y);
     }
     tn_settings_free(&record->settings);
-    tn_free(record->probes);
+    tn_probe_rows_free(&record->probes);
     tn_free(record->message);
     tn_free(record->folder);
     tn_free(record);

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 
 #include "base/text.h"
+#include "io/probe_rows.h"
 
 typedef enum tn_run_state {
     TN_RUN_ABSENT,     /* no log, or one without a start */
@@ -59,12 +60,6 @@ typedef struct tn_settings {
     size_t count, capacity;
 } tn_settings;
 
-/* One row of probes.csv; norms are NaN where they were not finite. */
-typedef struct tn_probe_row {
-    int epoch, block; /* epoch -1: before the first step; block 0: the stem */
-    double output, gradient;
-} tn_probe_row;
-
 typedef struct tn_run_record {
     char *folder;
     tn_run_state state;
@@ -72,9 +67,8 @@ typedef struct tn_run_record {
     char *message; /* of a run that diverged; "" */
     tn_curve curves[TN_CURVES];
     tn_settings settings; /* of config.toml, empty when there is none */
-    tn_probe_row *probes; /* in the order of the file */
-    size_t probe_count, probe_capacity;
-    double seconds; /* of all finished epochs, evaluation included */
+    tn_probe_rows probes; /* empty when there are none */
+    double seconds;       /* of all finished epochs, evaluation included */
 } tn_run_record;
 
 /* Reads the folder; one without a log gives an absent run. TN_ERR_DATA with file and line for a log that is

@@ -216,12 +216,13 @@ static tn_status draw_rows(figure *f, tn_curve_kind kind) {
 static tn_status fill_norms(const tn_run_record *record, bool last, line *l) {
     int epoch = 0;
     double unit = NAN;
-    TN_TRY(make_line((int)record->probe_count, l));
-    if (record->probe_count) epoch = record->probes[last ? record->probe_count - 1 : 0].epoch;
-    for (size_t i = 0; i < record->probe_count; i++)
-        if (record->probes[i].epoch == epoch && record->probes[i].block == 1) unit = record->probes[i].output;
-    for (size_t i = 0; i < record->probe_count && unit > 0; i++) {
-        const tn_probe_row *row = &record->probes[i];
+    TN_TRY(make_line((int)record->probes.count, l));
+    if (record->probes.count) epoch = record->probes.rows[last ? record->probes.count - 1 : 0].epoch;
+    for (size_t i = 0; i < record->probes.count; i++)
+        if (record->probes.rows[i].epoch == epoch && record->probes.rows[i].block == 1)
+            unit = record->probes.rows[i].output;
+    for (size_t i = 0; i < record->probes.count && unit > 0; i++) {
+        const tn_probe_row *row = &record->probes.rows[i];
         if (row->epoch != epoch || row->block < 1) continue;
         l->x[l->count] = row->block;
         l->y[l->count++] = row->output / unit;

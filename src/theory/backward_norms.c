@@ -225,4 +225,4 @@ const tn_experiment tn_experiment_backward = {
     "along the gradient, and with all layers pushing the first sample the same way; and at the larger "
     "distance ω for "
     "every layer. The check is that the largest ratio does not grow with L.",
-    run};
+    " width depths trials samples ", run};

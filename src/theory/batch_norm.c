@@ -1,41 +1,29 @@
 /* Claim 1 and Figure 3 of [S]: with batch normalisation the norm of a block's output grows like the square
  * root of the block's number, and with tau = 1/sqrt(L) in front of the branch it hardly grows.
  *
- * Norms are Frobenius norms over a batch, relative to the first block's, in training mode (batch statistics).
- * A stage change sets the norm back, so growth is judged within stages. */
+ * Here the norms are measured, or taken from runs; norm_growth.c judges them. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/memory.h"
 #include "base/philox.h"
-#include "base/statistics.h"
 #include "theory/laboratory.h"
+#include "theory/norm_growth.h"
+#include "theory/probed_run.h"
 #include "theory/stored_network.h"
 
-enum { DEPTHS_MAX = 8, SERIES_MAX = 2 * DEPTHS_MAX, STAGES_MAX = 4, CLASSES = 10 };
-
-/* Norms of one network, mean over trials. */
-typedef struct series {
-    char model[32], variant[16], name[64];
-    int depth;                 /* 6n+2, 0 from a checkpoint */
-    int blocks, stages;        /* without the stem */
-    int first[STAGES_MAX + 1]; /* first block of each stage; [stages] = blocks */
-    double *output, *gradient; /* [blocks] */
-} series;
+enum { DEPTHS_MAX = 8, CLASSES = 10 };
 
 typedef struct study {
     tn_lab *lab;
     const tn_options *options;
     tn_dataset *dataset;  /* or NULL: noise */
     tn_safetensors *file; /* or NULL: fresh networks */
-    series all[SERIES_MAX];
-    int count, trials;
+    tn_norm_study norms;
+    size_t capacity; /* of norms.series */
+    int trials;
 } study;
-
-/* What the official code shows at initialisation, ResNet-110: first and last block of each stage relative to
- * the first of all. */
-static const double official[2][6] = {{1, 3.63, 0.59, 2.56, 0.42, 1.79}, {1, 1.26, 0.59, 0.79, 0.42, 0.56}};
 
 /* ---- a batch ---- */
 
@@ -86,14 +74,22 @@ static void images_free(images *i) {
 
 /* ---- one network ---- */
 
+static tn_status add_series(study *s, tn_norm_series **out) {
+    tn_norm_study *norms = &s->norms;
+    TN_TRY(tn_grow(&norms->series, &s->capacity, (size_t)norms->count + 1, sizeof *norms->series, "series"));
+    *out = &norms->series[norms->count++];
+    **out = (tn_norm_series){.epoch = -1, .finite = true};
+    return TN_OK;
+}
+
 /* The stage of a block by its name, "layer2.17.bn2"; 0 for others (the stem). */
 static int stage_of(const char *layer) {
     int stage;
-    return sscanf(layer, "layer%d.", &stage) == 1 && stage >= 1 && stage <= STAGES_MAX ? stage : 0;
+    return sscanf(layer, "layer%d.", &stage) == 1 && stage >= 1 && stage <= TN_STAGES_MAX ? stage : 0;
 }
 
 /* Lists the blocks in `layers` and notes where stages begin. */
-static tn_status find_blocks(const tn_model *model, series *out, int *layers) {
+static tn_status find_blocks(const tn_model *model, tn_norm_series *out, int *layers) {
     int stage = 0;
     out->blocks = out->stages = 0;
     for (int i = 0; i < tn_model_layer_count(model); i++) {
@@ -112,7 +108,7 @@ static tn_status find_blocks(const tn_model *model, series *out, int *layers) {
 }
 
 static tn_status measure(study *s, const tn_model *model, int rows, uint64_t seed, const int *layers,
-                         series *out) {
+                         tn_norm_series *out) {
     tn_engine *engine;
     tn_norms *norms = NULL;
     tn_result result;
@@ -141,7 +137,7 @@ static tn_status measure(study *s, const tn_model *model, int rows, uint64_t see
     return status;
 }
 
-static tn_status measure_trials(study *s, const tn_model *model, int rows, series *out) {
+static tn_status measure_trials(study *s, const tn_model *model, int rows, tn_norm_series *out) {
     int *layers;
     TN_TRY(tn_alloc(&layers, (size_t)tn_model_layer_count(model), sizeof *layers, "blocks"));
     tn_status status = find_blocks(model, out, layers);
@@ -160,8 +156,9 @@ static tn_status measure_trials(study *s, const tn_model *model, int rows, serie
 
 static tn_status fresh_network(study *s, int depth, const char *variant) {
     tn_dataset_info data = {.channels = 3, .height = 32, .width = 32, .classes = CLASSES};
-    series *out = &s->all[s->count++];
+    tn_norm_series *out;
     tn_model *model;
+    TN_TRY(add_series(s, &out));
     /* Activations of all blocks are kept for backward: about 0.1 GiB an image at depth 1202. */
     int rows = tn_lab_samples(s->lab, depth > 300 ? 16 : 64, 16);
     if (s->dataset) data = tn_dataset_describe(s->dataset);
@@ -182,8 +179,9 @@ static tn_status fresh_network(study *s, int depth, const char *variant) {
 }
 
 static tn_status stored_network(study *s) {
-    series *out = &s->all[s->count++];
+    tn_norm_series *out;
     tn_model *model;
+    TN_TRY(add_series(s, &out));
     TN_TRY(tn_stored_model(s->file, s->options->checkpoint, &model));
     snprintf(out->model, sizeof out->model, "%s", tn_safetensors_metadata(s->file, "model"));
     snprintf(out->variant, sizeof out->variant, "%s", tn_safetensors_metadata(s->file, "variant"));
@@ -195,163 +193,65 @@ static tn_status stored_network(study *s) {
     return status;
 }
 
-/* ---- numbers ---- */
+/* ---- runs ---- */
 
-/* Exponent of the squared norm in the block's number within a stage, without the first quarter of the blocks,
- * where the stage's input still counts. NaN for fewer than four blocks. */
-static tn_fit growth(const series *s, int stage) {
-    int from = s->first[stage], to = s->first[stage + 1], skip = (to - from) / 4;
-    double x[2000], y[2000];
-    int count = 0;
-    for (int i = from + skip; i < to && count < 2000; i++, count++) {
-        x[count] = i - from + 1;
-        y[count] = s->output[i] * s->output[i];
-    }
-    if (to - from < 4) count = 0;
-    return tn_fit_power(x, y, count);
-}
-
-static double ratio(const series *s, int stage) {
-    return s->output[s->first[stage + 1] - 1] / s->output[s->first[stage]];
-}
-
-static tn_status fill_tables(const study *s) {
-    tn_number_table *blocks, *stages;
-    TN_TRY(
-        tn_lab_table(s->lab, "blocks", "depth,tau,stage,block,output_norm,relative,gradient_norm", &blocks));
-    TN_TRY(tn_lab_table(s->lab, "stages", "depth,tau,stage,first,last,ratio,exponent,half_width", &stages));
-    for (int i = 0; i < s->count; i++) {
-        const series *v = &s->all[i];
-        double tau = strcmp(v->variant, "bn") ? 1 : 0, one = v->output[0];
-        for (int stage = 0; stage < v->stages; stage++) {
-            tn_fit fit = growth(v, stage);
-            int from = v->first[stage], to = v->first[stage + 1];
-            TN_TRY(TN_TABLE_ADD(stages, v->depth, tau, stage + 1, v->output[from] / one,
-                                v->output[to - 1] / one, ratio(v, stage), fit.slope, fit.half_width));
-            for (int b = from; b < to; b++)
-                TN_TRY(TN_TABLE_ADD(blocks, v->depth, tau, stage + 1, b + 1, v->output[b], v->output[b] / one,
-                                    v->gradient[b]));
+static tn_status add_epoch(study *s, const tn_probed_run *run, int epoch) {
+    const tn_probe_row *rows = run->rows.rows + (size_t)epoch * (size_t)run->blocks;
+    tn_norm_series *out;
+    int stage = 0;
+    TN_TRY(add_series(s, &out));
+    out->run = s->norms.runs;
+    out->epoch = rows[0].epoch;
+    memcpy(out->model, run->model, sizeof out->model);
+    memcpy(out->variant, run->variant, sizeof out->variant);
+    sscanf(run->model, "resnet%d", &out->depth);
+    snprintf(out->name, sizeof out->name, "%s, %s, run %d", run->model, run->variant, s->norms.runs);
+    TN_TRY(tn_alloc(&out->output, (size_t)run->blocks, sizeof(double), "norms"));
+    TN_TRY(tn_alloc(&out->gradient, (size_t)run->blocks, sizeof(double), "norms"));
+    for (int i = 0; i < run->blocks; i++) {
+        int own = stage_of(rows[i].layer);
+        if (!own) continue;
+        if (own != stage) {
+            if (own < stage || out->stages == TN_STAGES_MAX)
+                return tn_fail(TN_ERR_DATA, "--runs: the stages of %s are not in order", out->name);
+            out->first[out->stages++] = out->blocks;
+            stage = own;
         }
+        out->finite &= isfinite(rows[i].output);
+        out->gradient[out->blocks] = rows[i].gradient;
+        out->output[out->blocks++] = rows[i].output;
     }
-    return TN_OK;
+    out->first[out->stages] = out->blocks;
+    if (out->blocks) return TN_OK;
+    return tn_fail(TN_ERR_USAGE, "bn measures residual blocks of convolutional networks; %s has none",
+                   out->name);
 }
 
-static tn_status draw_series(tn_plot *plot, int panel, const series *v, int colour) {
-    double *x;
-    TN_TRY(tn_alloc(&x, 2 * (size_t)v->blocks, sizeof *x, "a plot"));
-    for (int b = 0; b < v->blocks; b++) {
-        x[b] = b + 1;
-        x[v->blocks + b] = v->output[b] / v->output[0];
-    }
-    tn_status status = tn_plot_series(plot, panel, v->variant, colour, TN_MARK_LINE, v->blocks, x,
-                                      x + v->blocks, NULL, NULL);
-    tn_free(x);
-    return status;
-}
-
-static tn_status draw(const study *s) {
-    tn_plot *plot;
-    int panel = 0;
-    TN_TRY(tn_lab_plot(s->lab, "bn", "Norm of each block's output relative to the first block's.", &plot));
-    for (int i = 0; i < s->count; i++) {
-        const series *v = &s->all[i];
-        bool second = i > 0 && !strcmp(v->model, s->all[i - 1].model);
-        if (!second)
-            TN_TRY(tn_plot_panel(plot, v->model, "block", "norm / norm of block 1", false, false, &panel));
-        TN_TRY(draw_series(plot, panel, v, second));
-    }
-    return TN_OK;
-}
-
-/* "1 -> 3.63, 0.59 -> 2.56, ..." */
-static tn_status describe(const series *v, tn_string *out) {
-    for (int stage = 0; stage < v->stages; stage++)
-        TN_TRY(tn_string_printf(out, "%s%.2f -> %.2f", stage ? ", " : "",
-                                v->output[v->first[stage]] / v->output[0],
-                                v->output[v->first[stage + 1] - 1] / v->output[0]));
-    return TN_OK;
-}
-
-static tn_status judge_growth(const study *s, const series *v) {
-    double low = INFINITY, high = -INFINITY;
-    char claim[160];
-    tn_string text = {0};
-    for (int stage = 0; stage < v->stages; stage++) {
-        double slope = growth(v, stage).slope;
-        /* These leave out NaN: stages of fewer than four blocks. */
-        low = fmin(low, slope);
-        high = fmax(high, slope);
-    }
-    snprintf(claim, sizeof claim, "Claim 1: in %s the squared norm grows in proportion to the block's number",
-             v->name);
-    tn_status status = describe(v, &text);
+static tn_status read_run(study *s, const char *folder) {
+    tn_probed_run run;
+    s->norms.runs++;
+    tn_status status = tn_probed_run_read(folder, &run);
+    for (int e = 0; status == TN_OK && e < run.epochs; e++) status = add_epoch(s, &run, e);
+    if (status == TN_OK && run.epochs == 0)
+        status = tn_fail(TN_ERR_DATA, "--runs %s: probes.csv has no whole epoch yet",
+                         tn_make_legible(folder).text);
     if (status == TN_OK)
-        status = tn_lab_verdict(s->lab,
-                                isinf(low)                  ? TN_INCONCLUSIVE
-                                : low >= 0.8 && high <= 1.2 ? TN_HOLDS
-                                                            : TN_DOES_NOT_HOLD,
-                                claim, "exponent from 0.8 to 1.2 within every stage, first quarter left out",
-                                "exponents %.3f to %.3f; norm in each stage, relative to block 1: %s", low,
-                                high, text.data);
-    tn_string_free(&text);
+        status = tn_lab_remark(s->lab, "Run %d: %s, %s, %d measurements, in %s.", s->norms.runs, run.model,
+                               run.variant, run.epochs, tn_make_legible(folder).text);
+    tn_probed_run_free(&run);
     return status;
 }
 
-static tn_status judge_flatness(const study *s, const series *v, const series *bn) {
-    double worst = 0, least = INFINITY;
-    char claim[160];
-    tn_string text = {0};
-    for (int stage = 0; stage < v->stages; stage++) {
-        worst = fmax(worst, ratio(v, stage));
-        least = fmin(least, ratio(bn, stage));
-    }
-    snprintf(claim, sizeof claim, "Figure 3: in %s the norm hardly grows, other than without tau", v->name);
-    tn_status status = describe(v, &text);
-    if (status == TN_OK)
-        status = tn_lab_verdict(
-            s->lab, worst <= 1.5 && least > worst ? TN_HOLDS : TN_DOES_NOT_HOLD, claim,
-            "growth within a stage by at most 1.5, and less than without tau in any stage",
-            "at most %.3f (without tau at least %.3f); relative to block 1: %s", worst, least, text.data);
-    tn_string_free(&text);
+/* The folders of --runs stand one a line. */
+static tn_status read_runs(study *s) {
+    char *folders, *rest, *folder;
+    TN_TRY(tn_strdup(&folders, s->options->runs));
+    tn_status status = TN_OK;
+    for (folder = strtok_r(folders, "\n", &rest); folder && status == TN_OK;
+         folder = strtok_r(NULL, "\n", &rest))
+        status = read_run(s, folder);
+    tn_free(folders);
     return status;
-}
-
-static tn_status compare_official(const study *s, const series *v) {
-    const double *expected = official[strcmp(v->variant, "bn") != 0];
-    double worst = 0;
-    char claim[160], bound[160];
-    tn_string text = {0};
-    for (int stage = 0; stage < 3; stage++) {
-        int ends[] = {v->first[stage], v->first[stage + 1] - 1};
-        for (int i = 0; i < 2; i++)
-            worst = fmax(worst, fabs(v->output[ends[i]] / v->output[0] / expected[2 * stage + i] - 1));
-    }
-    snprintf(claim, sizeof claim, "%s at initialisation has the norms of the official code", v->name);
-    snprintf(bound, sizeof bound, "within 10 %% of %g -> %.2f, %.2f -> %.2f, %.2f -> %.2f", expected[0],
-             expected[1], expected[2], expected[3], expected[4], expected[5]);
-    tn_status status = describe(v, &text);
-    if (status == TN_OK)
-        status = tn_lab_verdict(s->lab, worst <= 0.1 ? TN_HOLDS : TN_DOES_NOT_HOLD, claim, bound,
-                                "%s: at most %.1f %% off", text.data, 100 * worst);
-    tn_string_free(&text);
-    return status;
-}
-
-static tn_status report(const study *s) {
-    TN_TRY(fill_tables(s));
-    TN_TRY(draw(s));
-    for (int i = 0; i < s->count; i++) {
-        const series *v = &s->all[i];
-        if (strcmp(v->variant, "bn-tau") != 0)
-            TN_TRY(judge_growth(s, v));
-        else if (i > 0)
-            TN_TRY(judge_flatness(s, v, &s->all[i - 1]));
-        else /* from a checkpoint: nothing to compare it with */
-            TN_TRY(tn_lab_remark(s->lab, "%s: growth within the stages by at most %.3f.", v->name,
-                                 fmax(ratio(v, 0), ratio(v, v->stages - 1))));
-        if (v->depth == 110) TN_TRY(compare_official(s, v));
-    }
-    return TN_OK;
 }
 
 /* ---- the experiment ---- */
@@ -367,8 +267,20 @@ static tn_status fresh_networks(study *s) {
     return TN_OK;
 }
 
+/* Of runs everything is known already. */
+static tn_status from_runs(study *s) {
+    static const char *const others[] = {"depths", "trials", "samples", "data", "checkpoint", "quick"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (tn_options_is_given(s->options, others[i]))
+            return tn_fail(TN_ERR_USAGE, "--runs and --%s exclude each other; give one of them", others[i]);
+    TN_TRY(read_runs(s));
+    TN_TRY(tn_lab_remark(s->lab, "Norms over the batch that --probe norms measures, in training mode."));
+    return tn_norm_report(s->lab, &s->norms);
+}
+
 static tn_status work(study *s) {
     const tn_options *o = s->options;
+    if (*o->runs) return from_runs(s);
     s->trials = tn_lab_trials(s->lab, 1, 1);
     if (*o->data) TN_TRY(tn_dataset_open(o->data, &s->dataset));
     if (*o->checkpoint) TN_TRY(tn_safetensors_open(o->checkpoint, &s->file));
@@ -376,7 +288,7 @@ static tn_status work(study *s) {
     TN_TRY(tn_lab_remark(s->lab,
                          "Norms over one batch of %s, in training mode, mean over %d initialisations.",
                          *o->data ? tn_make_legible(o->data).text : "normally distributed noise", s->trials));
-    return report(s);
+    return tn_norm_report(s->lab, &s->norms);
 }
 
 static tn_status run(tn_lab *lab, const tn_options *options) {
@@ -385,10 +297,11 @@ static tn_status run(tn_lab *lab, const tn_options *options) {
     s->lab = lab;
     s->options = options;
     tn_status status = work(s);
-    for (int i = 0; i < s->count; i++) {
-        tn_free(s->all[i].output);
-        tn_free(s->all[i].gradient);
+    for (int i = 0; i < s->norms.count; i++) {
+        tn_free(s->norms.series[i].output);
+        tn_free(s->norms.series[i].gradient);
     }
+    tn_free(s->norms.series);
     tn_safetensors_close(s->file);
     tn_dataset_close(s->dataset);
     tn_free(s);
@@ -403,5 +316,7 @@ const tn_experiment tn_experiment_bn = {
         "batch and relative to the first block, without tau and with tau = 1/sqrt(L). A stage change with "
         "its "
         "own batch norm on the shortcut sets the norm back, so growth is judged within each of the three "
-        "stages. With --checkpoint one trained network is measured instead of fresh ones.",
+        "stages. With --checkpoint one trained network is measured instead of fresh ones, with --runs the "
+        "epochs of training runs.",
+    .takes = " depths trials samples data checkpoint runs ",
     .run = run};

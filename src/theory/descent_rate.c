@@ -340,4 +340,4 @@ const tn_experiment tn_experiment_convergence = {"convergence",
                                                  "points at distance δ with random targets, all W_l trained, "
                                                  "one η for all networks: τ = 1/√L, τ = 1/L, and the same "
                                                  "network without skips.",
-                                                 run};
+                                                 " width depths trials samples ", run};

@@ -1,4 +1,5 @@
 /* The list of experiments, and how one is run. */
+#include <stdio.h>
 #include <string.h>
 
 #include "theory/laboratory_parts.h"
@@ -37,6 +38,20 @@ static tn_status find(const char *name, const tn_experiment **out) {
                    tn_make_legible(name).text);
 }
 
+/* An option that an experiment has no use for is no option of it. */
+static tn_status check_options(const tn_experiment *experiment, const tn_options *options) {
+    static const char *const some[] = {"width", "depths", "trials",     "samples",
+                                       "data",  "steps",  "checkpoint", "runs"};
+    for (size_t i = 0; i < sizeof some / sizeof *some; i++) {
+        char wanted[32];
+        snprintf(wanted, sizeof wanted, " %s ", some[i]);
+        if (tn_options_is_given(options, some[i]) && !strstr(experiment->takes, wanted))
+            return tn_fail(TN_ERR_USAGE, "--%s has no effect on the experiment %s; leave it out", some[i],
+                           experiment->name);
+    }
+    return TN_OK;
+}
+
 tn_status tn_theory_run(const tn_options *options, const tn_theory_hooks *hooks) {
     const tn_experiment *experiment;
     tn_lab *lab;
@@ -45,6 +60,7 @@ tn_status tn_theory_run(const tn_options *options, const tn_theory_hooks *hooks)
                        "theory needs the name of an experiment; 'taunet theory list' lists them");
     TN_TRY(find(options->experiment, &experiment));
     TN_TRY(tn_options_check(options));
+    TN_TRY(check_options(experiment, options));
     TN_TRY(tn_lab_open_folder(options));
     TN_TRY(tn_lab_create(experiment, options, hooks, &lab));
     tn_status status = experiment->run(lab, options);

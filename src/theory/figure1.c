@@ -304,4 +304,5 @@ const tn_experiment tn_experiment_fig1 = {
         "h_{L-1}), y = B h_L are trained from the same seed on the same batches, for several depths L and "
         "four kinds of branch: tau = 1/L, 1/sqrt(L), 1/L^0.25, and none of the skips (feedforward). A run "
         "that meets a value that is not finite ends there and is recorded as such.",
+    .takes = " width depths data steps ",
     .run = run};

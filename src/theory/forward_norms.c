@@ -252,4 +252,4 @@ const tn_experiment tn_experiment_forward = {
     "Theorem 4: for τ = L^(-1/2+c) the expected square of the last norm exceeds L^(2c). Exponents are slopes "
     "of "
     "logarithms, fitted in each trial, with the 95 % interval of their mean over trials.",
-    run};
+    " width depths trials samples ", run};

@@ -198,4 +198,4 @@ const tn_experiment tn_experiment_lower = {
     "apart in every layer. Measured against depth, separation and number of samples, for random targets, and "
     "also for the "
     "residual with the least gradient of all, which is an eigenvalue of the Gram matrix of the last layer.",
-    run};
+    " width depths trials samples ", run};

@@ -190,4 +190,4 @@ const tn_experiment tn_experiment_jacobian = {
     "with standard initialisation λ_max(JJᵀ) grows at least as H while λ_min(JJᵀ) stays bounded, so that the "
     "condition "
     "number grows at least linearly; J is the derivative of the outputs by all parameters.",
-    run};
+    " width depths trials samples ", run};

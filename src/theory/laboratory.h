@@ -20,6 +20,7 @@ typedef struct tn_lab tn_lab;
 typedef struct tn_experiment {
     const char *name, *summary; /* see tn_theory_entry */
     const char *about;          /* what is measured and how, for the section: sentences, plain text */
+    const char *takes;          /* of the options that not all experiments have, its own: " width depths " */
     tn_status (*run)(tn_lab *lab, const tn_options *options);
 } tn_experiment;
 

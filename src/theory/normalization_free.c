@@ -460,4 +460,4 @@ const tn_experiment tn_experiment_nf = {
     "eigenvalue of its limit for infinite width, estimated from much wider networks with weights of their "
     "own. Gradient "
     "norms are those by all parameters θ = (W, a, α).",
-    run};
+    " width depths trials ", run};

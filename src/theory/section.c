@@ -1,6 +1,8 @@
 /* The section of an experiment: a piece of HTML with everything inside, the plots too. */
 #include <stdio.h>
 
+#include <string.h>
+
 #include "theory/laboratory_parts.h"
 
 static const char style[] =
@@ -51,6 +53,11 @@ static tn_status print_command(const tn_options *options, tn_string *out) {
         TN_TRY(tn_string_printf(out, "%s%g", i ? "," : " --depths ", (double)options->depths.values[i]));
     if (options->trials) TN_TRY(tn_string_printf(out, " --trials %d", options->trials));
     if (options->samples) TN_TRY(tn_string_printf(out, " --samples %d", options->samples));
+    if (options->steps) TN_TRY(tn_string_printf(out, " --steps %d", options->steps));
+    if (*options->data) TN_TRY(tn_string_printf(out, " --data %s", options->data));
+    if (*options->checkpoint) TN_TRY(tn_string_printf(out, " --checkpoint %s", options->checkpoint));
+    for (const char *at = options->runs; *at; at += strcspn(at, "\n"), at += *at == '\n')
+        TN_TRY(tn_string_printf(out, " --runs %.*s", (int)strcspn(at, "\n"), at));
     if (options->quick) TN_TRY(tn_string_printf(out, " --quick"));
     return tn_string_printf(out, " --seed %llu --out DIR", (unsigned long long)options->seed);
 }

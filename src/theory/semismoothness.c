@@ -198,4 +198,4 @@ const tn_experiment tn_experiment_smoothness = {
     "and against the gradient, and with all layers pushing one sample the same way. The check is that the "
     "ratio does not "
     "grow with L.",
-    run};
+    " width depths trials samples ", run};

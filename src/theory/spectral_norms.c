@@ -239,4 +239,4 @@ const tn_experiment tn_experiment_spectral = {"spectral", "Spectral norms of pro
                                               "pairs of a grid of layers. The constant is not given by the "
                                               "theorem, so the checks are that it does not grow with "
                                               "L and that the excess over 1 shrinks with κ.",
-                                              run};
+                                              " width depths trials samples ", run};

@@ -275,4 +275,4 @@ const tn_experiment tn_experiment_perturbation = {
     "along the gradient, and with all layers pushing the first sample the same way. The check is that the "
     "ratios to these "
     "bounds grow neither with L nor with ω.",
-    run};
+    " width depths trials samples ", run};

@@ -92,9 +92,7 @@ tn_status tn_setup_check_output(const char *path) {
 bool tn_setup_device_note(const tn_options *options, char *note, size_t size) {
     const tn_backend_ops *first = tn_backend_at(0);
     if (strcmp(options->device, "auto") || first->device_count() > 0) return false;
-    const char *why = first->absence(), *advice = strstr(why, "; use --device cpu");
-    int length = advice ? (int)(advice - why) : (int)strlen(why);
-    snprintf(note, size, "--device auto: %.*s; training on the CPU", length, why);
+    snprintf(note, size, "--device auto: %s; training on the CPU", first->absence());
     return true;
 }
 

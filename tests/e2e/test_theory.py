@@ -46,3 +46,27 @@ class Theory(Case):
         blocked = self.base / "file"
         blocked.write_text("")
         self.refuse(1, "cannot make the folder", "theory", "forward", "--out", blocked / "a", *SMALL)
+        self.refuse(2, "--steps has no effect on the experiment forward", "theory", "forward", "--steps", 3, "--out",
+                    self.base / "a")
+
+    def test_batch_norm_over_the_epochs_of_runs(self):
+        out, runs = self.base / "result", [self.base / variant for variant in ("bn", "bn-tau")]
+        for run in runs:
+            self.succeed("train", "--model", "resnet8", "--variant", run.name, "--data", "synthetic:3x8x8:4:32", "--batch",
+                         8, "--epochs", 2, "--lr", 0.01, "--probe", "norms", "--out", run)
+        result = self.succeed("theory", "bn", "--runs", runs[0], "--runs", runs[1], "--out", out)
+        self.assertIn("after epochs 1 to 2", result.stdout)
+        with open(out / "blocks.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for number, run in enumerate(runs, 1):
+            with open(run / "probes.csv", newline="") as file:
+                probes = [row for row in csv.DictReader(file) if row["layer"].startswith("layer")]
+            own = [row for row in rows if row["run"] == str(number)]
+            self.assertEqual(len(own), 9)  # three blocks, before the first step and after two epochs
+            for row, probe in zip(own, probes):
+                self.assertEqual((row["epoch"], row["block"]), (probe["epoch"], probe["block"]))
+                self.assertEqual(float(row["output_norm"]), float(probe["output_norm"]))
+                self.assertEqual(float(row["gradient_norm"]), float(probe["gradient_norm"]))
+        self.assertIn("--runs " + str(runs[1]), (out / "section.html").read_text())
+        self.refuse(2, "--runs and --depths", "theory", "bn", "--runs", runs[0], "--depths", "20", "--out", self.base / "a")
+        self.refuse(1, "--probe norms", "theory", "bn", "--runs", self.base, "--out", self.base / "b")

@@ -11,8 +11,7 @@
 #include <cmocka.h>
 
 #include "base/memory.h"
-#include "engine/state.h"
-#include "tests/support/op_cases.h"
+#include "tests/support/engine_check.h"
 #include "tests/support/reference.h"
 
 #define ROWS   7
@@ -41,26 +40,8 @@ static tn_model *build(int net) {
 }
 
 static tn_engine *engine_of(const tn_model *model, int chunk, int threads, const op_data *data) {
-    tn_engine *engine;
-    tn_engine_config config = {
-        .device = "cpu", .threads = threads, .micro_batch = chunk, .max_batch = ROWS, .training = true};
-    if (tn_engine_create(model, &config, &engine) != TN_OK) fail_msg("%s", tn_error());
-    memcpy(engine->flat.values, data->values, model->param_floats * sizeof(float));
-    memcpy(engine->flat.state, data->state, model->state_floats * sizeof(float));
-    return engine;
-}
-
-static tn_batch batch_of(const tn_model *model, const op_data *data) {
-    tn_shape in = model->tensors[0].shape;
-    return (tn_batch){.rows = ROWS,
-                      .channels = in.channels,
-                      .height = in.height,
-                      .width = in.width,
-                      .classes = model->classes,
-                      .images = data->images,
-                      .targets = data->targets,
-                      .labels = data->labels,
-                      .weights = data->row_weights};
+    engine_target target = {.device = "cpu", .threads = threads};
+    return engine_make(&target, model, ROWS, chunk, data);
 }
 
 /* All layers but the loss, the last one first. */
@@ -91,7 +72,7 @@ static void compare(const tn_model *model, const op_data *data, int chunk) {
     reference_backward(ref);
 
     tn_engine *engine = engine_of(model, chunk, 2, data);
-    tn_batch batch = batch_of(model, data);
+    tn_batch batch = engine_batch(model, ROWS, data);
     tn_result result;
     if (tn_engine_probe(engine, &batch, count, layers, &result, norms) != TN_OK) fail_msg("%s", tn_error());
     assert_int_equal(result.rows, ROWS);
@@ -133,7 +114,7 @@ static void any_number_of_threads_gives_the_same_bits(void **unused) {
         tn_model *model = build(net);
         op_data data = op_data_draw(model, ROWS, 60, true, false);
         int layers[LAYERS], count = all_layers(model, layers);
-        tn_batch batch = batch_of(model, &data);
+        tn_batch batch = engine_batch(model, ROWS, &data);
         tn_norms first[LAYERS], norms[LAYERS];
         for (int threads = 1; threads <= 4; threads++) {
             tn_engine *engine = engine_of(model, 2, threads, &data);
@@ -156,7 +137,7 @@ static void probes_leave_no_trace(void **unused) {
         tn_model *model = build(net);
         op_data data = op_data_draw(model, ROWS, 70, false, true);
         int layers[LAYERS], count = all_layers(model, layers);
-        tn_batch batch = batch_of(model, &data);
+        tn_batch batch = engine_batch(model, ROWS, &data);
         tn_sgd sgd = {.lr = 0.01, .momentum = 0.9, .weight_decay = 1e-4, .scalar_lr = 0.1};
         tn_engine *engines[2];
         for (int probed = 0; probed < 2; probed++) {
@@ -191,7 +172,7 @@ static void wrong_layers_are_refused(void **unused) {
     tn_model *model = build(2);
     op_data data = op_data_draw(model, ROWS, 1, false, true);
     tn_engine *engine = engine_of(model, 2, 1, &data);
-    tn_batch batch = batch_of(model, &data);
+    tn_batch batch = engine_batch(model, ROWS, &data);
     int last = tn_model_layer_count(model) - 1;
     const int wrong[][2] = {{0, -1}, {0, last}, {0, last + 1}, {1, 1}};
     tn_result result;
@@ -209,7 +190,7 @@ static void failures_leave_nothing_behind(void **unused) {
     tn_model *model = build(0);
     op_data data = op_data_draw(model, ROWS, 1, false, true);
     tn_engine *engine = engine_of(model, 2, 1, &data);
-    tn_batch batch = batch_of(model, &data);
+    tn_batch batch = engine_batch(model, ROWS, &data);
     int layer = 1;
     tn_result result;
     tn_norms norms;

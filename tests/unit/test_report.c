@@ -8,26 +8,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/memory.h"
 #include "plot/plot.h"
 #include "report/table.h"
-
-static size_t memory_before;
-
-static int setup(void **state) {
-    (void)state;
-    memory_before = tn_memory_in_use();
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    return tn_memory_in_use() == memory_before ? 0 : -1;
-}
-
-static void must(tn_status status) {
-    if (status != TN_OK) fail_msg("%s", tn_error());
-}
+#include "tests/support/unit_fixture.h"
 
 static void assert_close(double got, double expected, double tolerance) {
     if (!(fabs(got - expected) <= tolerance)) fail_msg("%.15g, expected %.15g", got, expected);
@@ -284,13 +267,13 @@ static void test_thinning_keeps_means_and_bounds(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_curves_of_a_log, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_growth_of_norms, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_plan_of_a_recipe, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_cells, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_claims_when_runs_diverge, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_results_are_quoted, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_thinning_keeps_means_and_bounds, setup, teardown),
+        UNIT_TEST(test_curves_of_a_log),
+        UNIT_TEST(test_growth_of_norms),
+        UNIT_TEST(test_plan_of_a_recipe),
+        UNIT_TEST(test_cells),
+        UNIT_TEST(test_claims_when_runs_diverge),
+        UNIT_TEST(test_results_are_quoted),
+        UNIT_TEST(test_thinning_keeps_means_and_bounds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

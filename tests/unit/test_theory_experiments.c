@@ -7,27 +7,10 @@
 
 #include <cmocka.h>
 
-#include "base/memory.h"
 #include "temp_folder.h"
+#include "tests/support/unit_fixture.h"
 #include "theory/laboratory.h"
 #include "theory/linear_algebra.h"
-
-static size_t memory_before;
-
-static int setup(void **state) {
-    (void)state;
-    memory_before = tn_memory_in_use();
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    return tn_memory_in_use() == memory_before ? 0 : -1;
-}
-
-static void must(tn_status status) {
-    if (status != TN_OK) fail_msg("%s", tn_error());
-}
 
 /* A laboratory in which the quick form of an experiment has run. */
 typedef struct result {
@@ -197,22 +180,20 @@ static void test_names_are_unique_and_unknown_ones_refused(void **state) {
     tn_options_free(options);
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-
 int main(void) {
     if (tn_blas_open() != TN_OK) return 1;
     const struct CMUnitTest tests[] = {
-        TEST(test_forward),
-        TEST(test_spectral),
-        TEST(test_backward),
-        TEST(test_smoothness),
-        TEST(test_perturbation),
-        TEST(test_lower),
-        TEST(test_convergence),
-        TEST(test_nf),
-        TEST(test_jacobian),
-        TEST(test_results_depend_on_the_seed_alone),
-        TEST(test_names_are_unique_and_unknown_ones_refused),
+        UNIT_TEST(test_forward),
+        UNIT_TEST(test_spectral),
+        UNIT_TEST(test_backward),
+        UNIT_TEST(test_smoothness),
+        UNIT_TEST(test_perturbation),
+        UNIT_TEST(test_lower),
+        UNIT_TEST(test_convergence),
+        UNIT_TEST(test_nf),
+        UNIT_TEST(test_jacobian),
+        UNIT_TEST(test_results_depend_on_the_seed_alone),
+        UNIT_TEST(test_names_are_unique_and_unknown_ones_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/memory.h"
+#include "tests/support/unit_fixture.h"
 #include "theory/fc_network.h"
 #include "theory/layer_product.h"
 #include "theory/linear_algebra.h"
@@ -18,10 +18,6 @@
 #include "theory/separated_data.h"
 
 enum { N = 4, P = 6, M = 9, L = 5, D = 3 };
-
-static void must(tn_status status) {
-    if (status != TN_OK) fail_msg("%s", tn_error());
-}
 
 static void assert_close(double got, double expected, double tolerance, const char *what) {
     if (!(fabs(got - expected) <= tolerance * fmax(1, fabs(expected))))

@@ -8,30 +8,13 @@
 #include <cmocka.h>
 #include <math.h>
 
-#include "base/memory.h"
 #include "base/statistics.h"
 #include "plot/plot_axis.h"
 #include "temp_folder.h"
+#include "tests/support/unit_fixture.h"
 #include "theory/laboratory_parts.h"
 #include "theory/linear_algebra.h"
 #include "theory/sweep.h"
-
-static size_t memory_before;
-
-static int setup(void **state) {
-    (void)state;
-    memory_before = tn_memory_in_use();
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    return tn_memory_in_use() == memory_before ? 0 : -1;
-}
-
-static void must(tn_status status) {
-    if (status != TN_OK) fail_msg("%s", tn_error());
-}
 
 static void assert_close(double got, double expected, double tolerance) {
     if (!(fabs(got - expected) <= tolerance * fmax(1, fabs(expected))))
@@ -236,7 +219,7 @@ static tn_status no_run(tn_lab *lab, const tn_options *options) {
     return TN_OK;
 }
 
-static const tn_experiment dummy = {"dummy", "A <dummy>", "Nothing is measured.", no_run};
+static const tn_experiment dummy = {"dummy", "A <dummy>", "Nothing is measured.", " ", no_run};
 
 static void test_laboratory_writes_its_files(void **state) {
     (void)state;
@@ -312,19 +295,19 @@ static void test_laboratory_runs_jobs_and_stops(void **state) {
 int main(void) {
     if (tn_blas_open() != TN_OK) return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_student_quantiles_are_those_of_tables, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_fit_of_exact_data_is_exact, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_fit_of_noisy_data, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_summary, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_eigenvalues_and_singular_values, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_products_of_matrices, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_normals_have_mean_0_and_the_deviation, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_sweep_exponents, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_axes, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_table_prints_csv, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_plot_is_well_formed, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_laboratory_writes_its_files, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_laboratory_runs_jobs_and_stops, setup, teardown),
+        UNIT_TEST(test_student_quantiles_are_those_of_tables),
+        UNIT_TEST(test_fit_of_exact_data_is_exact),
+        UNIT_TEST(test_fit_of_noisy_data),
+        UNIT_TEST(test_summary),
+        UNIT_TEST(test_eigenvalues_and_singular_values),
+        UNIT_TEST(test_products_of_matrices),
+        UNIT_TEST(test_normals_have_mean_0_and_the_deviation),
+        UNIT_TEST(test_sweep_exponents),
+        UNIT_TEST(test_axes),
+        UNIT_TEST(test_table_prints_csv),
+        UNIT_TEST(test_plot_is_well_formed),
+        UNIT_TEST(test_laboratory_writes_its_files),
+        UNIT_TEST(test_laboratory_runs_jobs_and_stops),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

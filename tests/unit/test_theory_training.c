@@ -1,5 +1,5 @@
 /* The experiments that train and measure through the engine: fig1 (kept cells, verdicts, divergence) and bn
- * (growth of norms, fresh and from a checkpoint). */
+ * (growth of norms, fresh, from a checkpoint, over the epochs of runs). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -266,6 +266,116 @@ static void other_networks_and_files_are_refused(void **unused) {
     temp_folder_remove(&results);
 }
 
+/* ---- bn over the epochs of runs ---- */
+
+/* The folder of a run of 12 blocks in three stages whose norms are those of power laws: squared norms grow in
+ * each stage as the block's number to the power exponents[epoch + 1]; a negative one stands for no number.
+ * `cut` rows of the last epoch are missing. */
+static temp_path write_run(const temp_folder *folder, const char *variant, const double *exponents,
+                           int epochs, int cut) {
+    temp_path path = temp_path_of(folder, variant);
+    char file[5000], text[16000];
+    assert_int_equal(mkdir(path.text, 0700), 0);
+    snprintf(file, sizeof file, "%s/config.toml", path.text);
+    int used = snprintf(text, sizeof text, "model = \"resnet26\"\nvariant = \"%.6s\"\n", variant);
+    temp_write(file, text, (size_t)used);
+    used = snprintf(text, sizeof text, "epoch,step,block,layer,output_norm,gradient_norm\n");
+    for (int e = 0; e < epochs; e++)
+        for (int b = 0; b < (e + 1 < epochs ? 13 : 13 - cut); b++) {
+            char layer[32] = "conv1", norm[32] = "";
+            if (b) snprintf(layer, sizeof layer, "layer%d.%d.bn2", (b - 1) / 4 + 1, (b - 1) % 4);
+            double number = b ? (b - 1) % 4 + 1 : 1;
+            if (exponents[e] >= 0) snprintf(norm, sizeof norm, "%.9g", 3 * pow(number, 0.5 * exponents[e]));
+            used += snprintf(text + used, sizeof text - (size_t)used, "%d,%d,%d,%s,%s,0.5\n", e - 1, 8 * e, b,
+                             layer, norm);
+        }
+    snprintf(file, sizeof file, "%s/probes.csv", path.text);
+    temp_write(file, text, (size_t)used);
+    return path;
+}
+
+static tn_status judge(const temp_folder *results, const char *first, const char *second, tn_lab **lab) {
+    const char *const pairs[] = {"runs", first, "overwrite", "yes", second ? "runs" : NULL, second, NULL};
+    tn_options *o = options_of(results, "bn", pairs);
+    tn_status status = run(&tn_experiment_bn, o, NULL, lab);
+    if (lab && status == TN_OK) (*lab)->options = NULL;
+    tn_options_free(o);
+    return status;
+}
+
+static void epochs_of_runs_are_judged(void **unused) {
+    (void)unused;
+    temp_folder folder = temp_folder_make(), results = temp_folder_make();
+    temp_path bn = write_run(&folder, "bn", (const double[]){1, 1.1, 1, 0}, 4, 2);
+    temp_path flat = write_run(&folder, "bn-tau", (const double[]){0.2, -1, 0.1}, 3, 0);
+    tn_lab *lab;
+    if (judge(&results, bn.text, flat.text, &lab) != TN_OK) fail_msg("%s", tn_error());
+    /* The last epoch of the first run would be flat: it is not finished and does not count. */
+    assert_int_equal(verdict_of(lab, "Claim 1: in resnet26, bn, run 1, at the start"), TN_HOLDS);
+    assert_int_equal(verdict_of(lab, "Claim 1: in resnet26, bn, run 1, after epochs 1 to 2"), TN_HOLDS);
+    assert_int_equal(verdict_of(lab, "Figure 3: in resnet26, bn-tau, run 2, at the start"), TN_HOLDS);
+    assert_int_equal(verdict_of(lab, "Figure 3: in resnet26, bn-tau, run 2, after epoch 2"), TN_HOLDS);
+    assert_int_equal(tn_lab_find_verdict(lab, NULL, NULL), 4);
+    bool told = false;
+    for (size_t i = 0; i < lab->remark_count; i++) told |= !!strstr(lab->remarks[i], "after epoch 1 are not");
+    assert_true(told);
+    const tn_number_table *blocks = lab->tables[0].table, *stages = lab->tables[1].table;
+    assert_int_equal(tn_number_table_rows(blocks), 6 * 12);
+    assert_int_equal(tn_number_table_rows(stages), 6 * 3);
+    for (int i = 0; i < 9; i++) /* columns ratio, exponent, run, epoch */
+        assert_true(fabs(tn_number_table_at(stages, i, 6) - (i / 3 == 1 ? 1.1 : 1)) < 1e-6 &&
+                    fabs(tn_number_table_at(stages, i, 5) - pow(4, i / 3 == 1 ? 0.55 : 0.5)) < 1e-6 &&
+                    tn_number_table_at(stages, i, 8) == 1 && tn_number_table_at(stages, i, 9) == i / 3 - 1);
+    assert_true(tn_number_table_at(blocks, 71, 7) == 2 && tn_number_table_at(blocks, 71, 8) == 1);
+    tn_lab_free(lab);
+    temp_folder_remove(&folder);
+    temp_folder_remove(&results);
+}
+
+/* The other way round: growth with tau and none without it. */
+static void growth_in_the_wrong_run_is_seen(void **unused) {
+    (void)unused;
+    temp_folder folder = temp_folder_make(), results = temp_folder_make();
+    temp_path bn = write_run(&folder, "bn", (const double[]){1, 0.2}, 2, 0);
+    temp_path grows = write_run(&folder, "bn-tau", (const double[]){0.1, 1}, 2, 0);
+    tn_lab *lab;
+    assert_int_equal(judge(&results, bn.text, grows.text, &lab), TN_OK);
+    assert_int_equal(verdict_of(lab, "run 1, at the start"), TN_HOLDS);
+    assert_int_equal(verdict_of(lab, "run 1, after epoch 1"), TN_DOES_NOT_HOLD);
+    assert_int_equal(verdict_of(lab, "run 2, at the start"), TN_HOLDS);
+    assert_int_equal(verdict_of(lab, "run 2, after epoch 1"), TN_DOES_NOT_HOLD);
+    tn_lab_free(lab);
+    temp_folder_remove(&folder);
+    temp_folder_remove(&results);
+}
+
+static void folders_that_no_run_left_are_refused(void **unused) {
+    (void)unused;
+    temp_folder folder = temp_folder_make(), results = temp_folder_make();
+    temp_path path = write_run(&folder, "bn", (const double[]){1, 1}, 2, 0);
+    char file[5000];
+    size_t size = 0;
+    snprintf(file, sizeof file, "%s/probes.csv", path.text);
+    char *text = temp_read(file, &size), *at = strstr(text, "0,8,5,"); /* a block of the second epoch */
+    assert_non_null(at);
+    at[4] = '6';
+    temp_write(file, text, size);
+    assert_int_equal(judge(&results, path.text, NULL, NULL), TN_ERR_DATA);
+    assert_non_null(strstr(tn_error(), "probes.csv:20"));
+    at[4] = '5';
+    temp_write(file, text, strcspn(text, "\n") + 1); /* nothing measured yet */
+    assert_int_equal(judge(&results, path.text, NULL, NULL), TN_ERR_DATA);
+    for (char *layer = strchr(text, '\n'); (layer = strstr(layer, "layer"));) memcpy(layer, "other", 5);
+    temp_write(file, text, size);
+    assert_int_equal(judge(&results, path.text, NULL, NULL), TN_ERR_USAGE); /* no residual blocks */
+    assert_int_equal(unlink(file), 0);
+    assert_int_equal(judge(&results, path.text, NULL, NULL), TN_ERR_IO);
+    assert_non_null(strstr(tn_error(), "--probe norms"));
+    free(text);
+    temp_folder_remove(&folder);
+    temp_folder_remove(&results);
+}
+
 int main(void) {
     if (tn_blas_open() != TN_OK) return 1;
     const struct CMUnitTest tests[] = {
@@ -276,6 +386,9 @@ int main(void) {
         cmocka_unit_test(norms_grow_with_batch_norm_and_not_with_tau),
         cmocka_unit_test(a_checkpoint_gives_the_norms_of_its_network),
         cmocka_unit_test(other_networks_and_files_are_refused),
+        cmocka_unit_test(epochs_of_runs_are_judged),
+        cmocka_unit_test(growth_in_the_wrong_run_is_seen),
+        cmocka_unit_test(folders_that_no_run_left_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
