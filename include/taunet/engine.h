@@ -49,6 +49,13 @@ typedef struct tn_engine_config {
 tn_status tn_engine_create(const tn_model *model, const tn_engine_config *config, tn_engine **out);
 void tn_engine_free(tn_engine *engine);
 
+/* Whether the engine's device makes images of bytes (tn_batch.raw). */
+bool tn_engine_takes_raw(const tn_engine *engine);
+
+/* Copies images to the device, for batches whose raw.pixels they are; `pixels` must stay allocated as long as
+ * the engine. Twice the same does nothing. TN_ERR_MEMORY where the device has not the room. */
+tn_status tn_engine_hold_images(tn_engine *engine, const uint8_t *pixels, size_t bytes);
+
 /* Fresh weights, a pure function of (model, seed); momentum zero, running statistics 0 and 1. */
 tn_status tn_engine_initialise(tn_engine *engine, uint64_t seed);
 
@@ -57,6 +64,7 @@ typedef struct tn_result {
     double loss; /* sum over rows of their losses; divide by rows for the mean */
     int rows;
     int top1, top5; /* rows whose label scored highest, among the five highest */
+    double watched; /* of training: see tn_engine_watch */
 } tn_result;
 
 /* Forward and backward of one batch in training mode: computes the gradient of the mean loss and updates the
@@ -74,6 +82,20 @@ tn_status tn_engine_update(tn_engine *engine, const tn_sgd *sgd);
 /* Both in one: tn_engine_gradients and, unless something was not finite, tn_engine_update. A device runs it
  * without waiting for the host in between. */
 tn_status tn_engine_step(tn_engine *engine, const tn_batch *batch, const tn_sgd *sgd, tn_result *result);
+
+/* tn_engine_step in two halves, so that a device need not wait for the host between steps: `issue` hands it a
+ * step, and the batch may be overwritten at once; `finish` waits for the oldest step issued and gives its
+ * result. Up to tn_engine_depth steps may be on their way: 1 where `issue` does all of the work, as on the
+ * CPU. A step that fails takes those behind it along: nothing of them reaches weights, momentum or averages,
+ * only running statistics have seen their batches. Between issue and finish, the calls that give a result of
+ * their own (tn_engine_step, gradients, update, probe, eval) are TN_ERR_USAGE, and tn_engine_get sees the
+ * weights behind all steps issued. */
+tn_status tn_engine_issue(tn_engine *engine, const tn_batch *batch, const tn_sgd *sgd);
+tn_status tn_engine_finish(tn_engine *engine, tn_result *result);
+int tn_engine_depth(const tn_engine *engine);
+
+/* From now on tn_result.watched is the first value of this parameter behind the step; -1: none, 0. */
+void tn_engine_watch(tn_engine *engine, int parameter);
 
 /* Norms that a layer has in one batch: of its output, and of the gradient of the mean loss with respect to
  * it; Frobenius norms over all rows and values. An input bias that travels with the output (graph.h, "carry")

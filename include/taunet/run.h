@@ -44,8 +44,8 @@ typedef struct tn_event {
 typedef struct tn_run_hooks {
     void (*event)(void *context, const tn_event *event); /* may be NULL; called on the calling thread */
     void *context;
-    /* Not NULL and nonzero: save and leave after the current step. Where another process of the run was asked
-     * to, its number is put here too. */
+    /* Not NULL and nonzero: save and leave after the steps that are on their way. Where another process of
+     * the run was asked to, its number is put here too. */
     volatile sig_atomic_t *stop;
     /* Another process of the run died, hangs or failed. Called at most once, on a thread of the library, and
      * meant to end this process at once: the launcher is about to. `text` is a line to show, or NULL where

@@ -84,6 +84,8 @@ static tn_status check_batch(const tn_engine *e, const tn_batch *b) {
                        "a batch of %dx%dx%d images and %d classes for a model of %dx%dx%d and %d",
                        b->channels, b->height, b->width, b->classes, in.channels, in.height, in.width,
                        e->model->classes);
+    if (b->raw && !e->backend->ops->make_images)
+        return tn_fail(TN_ERR_USAGE, "a batch of bytes for a device that does not make images of them");
     return tn_ranks_check_share(e, b);
 }
 
@@ -113,7 +115,9 @@ static tn_status upload(tn_engine *e, const tn_batch *b) {
     size_t rows = (size_t)b->rows, classes = (size_t)b->classes;
     int chunks = tn_engine_share(e, b).count;
     size_t padded = (size_t)chunks * (size_t)e->config.micro_batch;
-    for (int i = 0; i < chunks; i++) TN_TRY(upload_images(e, b, i));
+    if (b->raw)
+        TN_TRY(ops->make_images(backend, b, e->config.micro_batch, e->inputs.chunk_floats, e->inputs.images));
+    for (int i = 0; !b->raw && i < chunks; i++) TN_TRY(upload_images(e, b, i));
     TN_TRY(ops->upload(backend, e->inputs.targets, b->targets, rows * classes * sizeof(float)));
     TN_TRY(ops->upload(backend, e->inputs.row_weights, e->row_weights, padded * sizeof(float)));
     if (b->labels) TN_TRY(ops->upload(backend, e->inputs.labels, b->labels, rows * sizeof(int)));
@@ -135,7 +139,8 @@ tn_status tn_engine_begin(tn_engine *e, const tn_batch *b) {
     else
         TN_TRY(upload(e, b));
     TN_TRY(clear_flags(e, TN_FLAG_OUTPUT, TN_FLAG_PARAMETER));
-    return e->backend->ops->clear(e->backend, e->report.stop, sizeof(int));
+    /* Behind a step whose report nobody has read, what it stopped stays stopped. */
+    return e->flight_count ? TN_OK : e->backend->ops->clear(e->backend, e->report.stop, sizeof(int));
 }
 
 /* ---- chunks ---- */
@@ -191,13 +196,45 @@ tn_status tn_engine_run_chunk(void *context, int index, int worker) {
 
 /* ---- results ---- */
 
-tn_status tn_engine_read_report(tn_engine *e) {
-    if (!e->backend->ops->host_memory)
-        TN_TRY(e->backend->ops->download(e->backend, e->seen.row_loss, e->report.row_loss, e->report_bytes));
+static void find_bad_node(tn_engine *e) {
     e->bad_node = -1;
     for (int i = e->model->node_count - 1; i >= 0; i--)
         if (tn_engine_flagged(e, TN_FLAG_PARAMETER, i)) e->bad_node = i;
+}
+
+tn_status tn_engine_read_report(tn_engine *e) {
+    if (!e->backend->ops->host_memory)
+        TN_TRY(e->backend->ops->download(e->backend, e->seen.row_loss, e->report.row_loss, e->report_bytes));
+    find_bad_node(e);
     return TN_OK;
+}
+
+tn_status tn_engine_fetch_report(tn_engine *e, int slot) {
+    const tn_backend_ops *ops = e->backend->ops;
+    if (ops->host_memory) return TN_OK;
+    TN_TRY(ops->fetch(e->backend, slot, 0, e->report.row_loss, e->report_bytes));
+    if (e->watched < 0) return TN_OK;
+    return ops->fetch(e->backend, slot, e->report_bytes, e->flat.values + e->model->params[e->watched].offset,
+                      sizeof(float));
+}
+
+tn_status tn_engine_take_report(tn_engine *e, int slot, double *watched) {
+    const tn_backend_ops *ops = e->backend->ops;
+    const float *value = e->watched < 0 ? NULL : e->flat.values + e->model->params[e->watched].offset;
+    if (!ops->host_memory) {
+        const void *memory;
+        TN_TRY(ops->fetched(e->backend, slot, &memory));
+        memcpy(e->seen.row_loss, memory, e->report_bytes);
+        if (value) value = (const float *)(const void *)((const char *)memory + e->report_bytes);
+    }
+    *watched = value ? (double)*value : 0;
+    find_bad_node(e);
+    return TN_OK;
+}
+
+tn_status tn_engine_check_idle(const tn_engine *e) {
+    if (e->flight_count == 0) return TN_OK;
+    return tn_fail(TN_ERR_USAGE, "%d training steps are on their way: finish them first", e->flight_count);
 }
 
 tn_status tn_engine_add_results(tn_engine *e, const tn_batch *b, tn_result *result) {
@@ -223,6 +260,7 @@ static tn_status load_statistics(void *context, int node, int worker) {
 }
 
 tn_status tn_engine_eval(tn_engine *e, const tn_batch *batch, tn_result *result, float *logits) {
+    TN_TRY(tn_engine_check_idle(e));
     TN_TRY(tn_engine_begin(e, batch));
     if (!e->eval_loaded) TN_TRY(tn_pool_run(e->pool, e->model->node_count, load_statistics, e));
     e->eval_loaded = true;

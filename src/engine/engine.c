@@ -185,7 +185,7 @@ tn_status tn_engine_create(const tn_model *model, const tn_engine_config *config
     TN_TRY(tn_alloc(&e, 1, sizeof *e, "engine"));
     e->model = model;
     e->config = *config;
-    e->bad_node = -1;
+    e->bad_node = e->watched = -1;
     tn_status status = create(e);
     e->config.device = NULL; /* not ours to keep */
     if (status != TN_OK) {
@@ -240,6 +240,19 @@ tn_status tn_engine_initialise(tn_engine *e, uint64_t seed) {
     return status;
 }
 
+bool tn_engine_takes_raw(const tn_engine *e) {
+    return e->backend->ops->make_images != NULL;
+}
+
+tn_status tn_engine_hold_images(tn_engine *e, const uint8_t *pixels, size_t bytes) {
+    size_t added;
+    if (!tn_engine_takes_raw(e))
+        return tn_fail(TN_ERR_USAGE, "images for a device that does not make batches of them");
+    TN_TRY(e->backend->ops->hold(e->backend, pixels, bytes, &added));
+    e->memory[TN_MEMORY_BATCH] += added;
+    return TN_OK;
+}
+
 /* ---- access ---- */
 
 int tn_engine_parameter_count(const tn_engine *e) {
@@ -279,6 +292,10 @@ tn_status tn_engine_set(tn_engine *e, tn_tensor_kind kind, int parameter, const 
     if (!to) return tn_fail(TN_ERR_USAGE, "this engine was not made for training: it has no gradients");
     e->packed = e->eval_loaded = false;
     return e->backend->ops->upload(e->backend, to, data, e->model->params[parameter].count * sizeof(float));
+}
+
+void tn_engine_watch(tn_engine *e, int parameter) {
+    e->watched = parameter;
 }
 
 int tn_engine_norm_count(const tn_engine *e) {

@@ -69,6 +69,13 @@ typedef struct tn_gradient_lane {
 
 #define TN_LANES 2
 
+/* A step on its way. */
+typedef struct tn_flight {
+    tn_batch batch; /* its counts, and whether there are labels: the arrays are the caller's again */
+    bool update;
+    int slot; /* of the report that is fetched */
+} tn_flight;
+
 /* Which chunks of a batch are this process's. */
 typedef struct tn_batch_share {
     int first, count; /* chunks */
@@ -103,7 +110,10 @@ struct tn_engine {
     size_t report_bytes;
     float *row_weights; /* [chunks * micro_batch], of the host */
     tn_recording recordings[TN_RECORD_SLOTS];
-    int recording_count;   /* ever made; the oldest is forgotten first */
+    int recording_count;               /* ever made; the oldest is forgotten first */
+    tn_flight flights[TN_FETCH_SLOTS]; /* in the order of their steps */
+    int flight_count, next_fetch;
+    int watched;           /* parameter, or -1 */
     tn_trace *trace;       /* or NULL */
     const tn_probe *probe; /* what the next training batch measures, or NULL */
 };
@@ -157,6 +167,11 @@ tn_status tn_engine_begin(tn_engine *engine, const tn_batch *batch);
 tn_status tn_engine_run_chunk(void *context, int index, int worker);
 /* Brings the report to the host and adds up the results of the batch. */
 tn_status tn_engine_read_report(tn_engine *engine);
+/* The same in two halves, for asynchronous backends; with it comes the watched value. */
+tn_status tn_engine_fetch_report(tn_engine *engine, int slot);
+tn_status tn_engine_take_report(tn_engine *engine, int slot, double *watched);
+/* TN_ERR_USAGE while steps are on their way. */
+tn_status tn_engine_check_idle(const tn_engine *engine);
 tn_status tn_engine_add_results(tn_engine *engine, const tn_batch *batch, tn_result *result);
 
 /* Flags of one kind and worker, in backend memory; whether one of a node is set, as the host saw it last. */

@@ -42,8 +42,8 @@ static tn_status issue_gradients(tn_engine *e, const tn_batch *batch) {
     if (ops->finish_all) TN_TRY(ops->finish_all(e->backend));
     TN_TRY(ops->scalar_gradients(e->backend, e->model, &e->flat, flags + e->model->node_count));
     TN_TRY(tn_ranks_share_flags(e));
-    return ops->any(e->backend, e->report.flags,
-                    (int)(tn_engine_flags(e, TN_FLAG_PARAMETER, 0) - e->report.flags), e->report.stop);
+    /* Parameters too: a step may be issued before anybody has seen that the last one spoiled them. */
+    return ops->any(e->backend, e->report.flags, (int)(e->report.stop - e->report.flags), e->report.stop);
 }
 
 static tn_status check_gradients(const tn_engine *e) {
@@ -108,6 +108,7 @@ static tn_status issue_update(tn_engine *e, const tn_sgd *sgd) {
 
 tn_status tn_engine_update(tn_engine *e, const tn_sgd *sgd) {
     if (!e->config.training) return tn_fail(TN_ERR_USAGE, "this engine was not made for training");
+    TN_TRY(tn_engine_check_idle(e));
     TN_TRY(tn_engine_begin_average(e));
     TN_TRY(set_rates(e, sgd));
     TN_TRY(issue_update(e, sgd));
@@ -178,8 +179,10 @@ static tn_status issue_or_replay(tn_engine *e, const tn_batch *batch, const tn_s
     return status != TN_OK ? status : submitted;
 }
 
-static tn_status step(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd, tn_result *result) {
+/* Issues a step and, behind it, the way of its report to the host. */
+static tn_status start(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd) {
     if (!e->config.training) return tn_fail(TN_ERR_USAGE, "this engine was not made for training");
+    if (e->flight_count == tn_engine_depth(e)) return tn_engine_check_idle(e);
     TN_TRY(tn_engine_begin_average(e));
     if (sgd) TN_TRY(set_rates(e, sgd));
     begin_phase(e, "batch");
@@ -187,16 +190,46 @@ static tn_status step(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd, tn
     end_phase(e);
     TN_TRY(status);
     e->eval_loaded = false;
-    begin_phase(e, "work and report");
+    begin_phase(e, "work");
     status = issue_or_replay(e, batch, sgd);
-    if (status == TN_OK) status = tn_engine_read_report(e);
+    if (status == TN_OK) status = tn_engine_fetch_report(e, e->next_fetch);
     end_phase(e);
     if (status != TN_OK) e->packed = false; /* who knows how far the update came */
     TN_TRY(status);
+    e->flights[e->flight_count++] =
+        (tn_flight){.batch = *batch, .update = sgd != NULL, .slot = e->next_fetch};
+    e->next_fetch = (e->next_fetch + 1) % TN_FETCH_SLOTS;
+    return TN_OK;
+}
+
+static tn_status conclude(tn_engine *e, const tn_flight *flight, tn_result *result) {
+    double watched;
+    begin_phase(e, "report");
+    tn_status status = tn_engine_take_report(e, flight->slot, &watched);
+    end_phase(e);
+    if (status != TN_OK) e->packed = false;
+    TN_TRY(status);
     TN_TRY(check_gradients(e));
     for (int i = 0; i < e->model->state_count; i++) e->norm_batches[i]++;
-    TN_TRY(tn_engine_add_results(e, batch, result));
-    return sgd && e->bad_node >= 0 ? tn_engine_fail_weights(e) : TN_OK;
+    TN_TRY(tn_engine_add_results(e, &flight->batch, result));
+    result->watched = watched;
+    return flight->update && e->bad_node >= 0 ? tn_engine_fail_weights(e) : TN_OK;
+}
+
+/* A failure takes the steps behind along. */
+static tn_status finish(tn_engine *e, tn_result *result) {
+    tn_flight flight = e->flights[0];
+    e->flights[0] = e->flights[1];
+    e->flight_count--;
+    tn_status status = conclude(e, &flight, result);
+    if (status != TN_OK) e->flight_count = 0;
+    return status;
+}
+
+static tn_status step(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd, tn_result *result) {
+    TN_TRY(tn_engine_check_idle(e));
+    TN_TRY(start(e, batch, sgd));
+    return finish(e, result);
 }
 
 tn_status tn_engine_gradients(tn_engine *e, const tn_batch *batch, tn_result *result) {
@@ -205,4 +238,17 @@ tn_status tn_engine_gradients(tn_engine *e, const tn_batch *batch, tn_result *re
 
 tn_status tn_engine_step(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd, tn_result *result) {
     return step(e, batch, sgd, result);
+}
+
+int tn_engine_depth(const tn_engine *e) {
+    return e->backend->ops->host_memory ? 1 : TN_FETCH_SLOTS;
+}
+
+tn_status tn_engine_issue(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd) {
+    return start(e, batch, sgd);
+}
+
+tn_status tn_engine_finish(tn_engine *e, tn_result *result) {
+    if (e->flight_count == 0) return tn_fail(TN_ERR_USAGE, "no training step is on its way");
+    return finish(e, result);
 }

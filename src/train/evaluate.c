@@ -49,7 +49,7 @@ static tn_status open_loader(evaluation *v) {
                                .std = v->std,
                                .threads = o->threads,
                                .skip_bad = o->on_bad_sample == TN_BAD_SAMPLE_SKIP};
-    return tn_setup_loader(v->dataset, &config, &v->loader);
+    return tn_setup_loader(v->dataset, &config, v->engine, &v->loader);
 }
 
 /* Takes what was not given from the checkpoint and opens the data set; without a size of its own, at the size

@@ -10,6 +10,7 @@
 #include "model/graph.h"
 #include "taunet/run.h"
 #include "train/bad_samples.h"
+#include "train/pipeline.h"
 #include "train/probe_log.h"
 #include "train/run_log.h"
 #include "train/setup.h"
@@ -37,6 +38,7 @@ typedef struct run {
     tn_schedule schedule;
     tn_run_folder folder;
     tn_probe_log *probe; /* or NULL */
+    tn_pipeline pipeline;
     tn_position position;
     tn_event event;
     int batches;  /* in an epoch */
@@ -67,29 +69,6 @@ static tn_status ask_stop(void *context, int *out) {
 
 /* ---- setting up ---- */
 
-static tn_status load_resumed_options(run *r, const tn_options *given) {
-    char path[TN_RUN_PATH];
-    TN_TRY(tn_options_create("train", &r->options));
-    TN_TRY(tn_options_load(r->options, tn_run_folder_file(&r->folder, "config.toml", path)));
-    return tn_options_resume(r->options, given);
-}
-
-/* The options of the run: those given, or with --resume those of the folder. */
-static tn_status resolve_options(run *r, const tn_options *given) {
-    TN_TRY(tn_run_folder_open(&r->folder, given->out, given->resume, given->overwrite));
-    if (given->resume && r->folder.has_run) return load_resumed_options(r, given);
-    if (r->folder.has_checkpoint)
-        return tn_fail(TN_ERR_DATA,
-                       "--out %s: last.safetensors without config.toml: not a run that can be resumed",
-                       r->folder.path);
-    char *text;
-    TN_TRY(tn_options_create("train", &r->options));
-    TN_TRY(tn_options_print_config(given, &text));
-    tn_status status = tn_options_load_text(r->options, text, strlen(text), "options");
-    tn_options_free_text(text);
-    return status;
-}
-
 static tn_status open_dataset(run *r) {
     const tn_options *o = r->options;
     TN_TRY(tn_dataset_open_sized(o->data, o->image_size, o->resize, &r->dataset));
@@ -116,7 +95,7 @@ static tn_status open_loaders(run *r) {
                               .std = r->std,
                               .threads = tn_team_threads(r->comm, o->threads),
                               .skip_bad = o->on_bad_sample == TN_BAD_SAMPLE_SKIP};
-    TN_TRY(tn_setup_loader(r->dataset, &train, &r->train));
+    TN_TRY(tn_setup_loader(r->dataset, &train, r->engine, &r->train));
     tn_loader_config val = {.split = TN_SPLIT_VAL,
                             .batch = o->batch < r->data.val_count ? o->batch : r->data.val_count,
                             .limit_batches = o->limit_batches,
@@ -127,7 +106,7 @@ static tn_status open_loaders(run *r) {
                             .std = r->std,
                             .threads = train.threads,
                             .skip_bad = o->on_bad_sample == TN_BAD_SAMPLE_SKIP};
-    TN_TRY(tn_setup_loader(r->dataset, &val, &r->val));
+    TN_TRY(tn_setup_loader(r->dataset, &val, r->engine, &r->val));
     r->batches = tn_loader_batches(r->train);
     r->steps = o->steps > 0 ? o->steps : (long)o->epochs * r->batches;
     return TN_OK;
@@ -151,6 +130,7 @@ static tn_status open_engine(run *r) {
                                .average = o->ema};
     TN_TRY(tn_setup_engine(r->model, &config, &r->engine));
     r->tau = tn_engine_find_parameter(r->engine, "tau");
+    tn_engine_watch(r->engine, r->tau);
     return tn_engine_initialise(r->engine, o->seed);
 }
 
@@ -386,49 +366,63 @@ static double learning_rate(const run *r, long step) {
                           r->batches, (double)r->steps / r->batches);
 }
 
-static tn_status train_step(run *r) {
+/* Issues what the device takes now: one step, and more where it need not be finished first. Between epochs,
+ * and before stopping, all steps are finished. */
+static tn_status issue_steps(run *r) {
     const tn_options *o = r->options;
+    tn_pipeline *p = &r->pipeline;
+    while (p->waiting == 0 ||
+           (tn_pipeline_has_room(p) && p->issued < r->steps && p->issued % r->batches != 0 && !r->stop)) {
+        tn_sgd sgd = {.lr = learning_rate(r, p->issued),
+                      .momentum = o->momentum,
+                      .weight_decay = o->weight_decay,
+                      .scalar_lr = o->scalar_lr};
+        TN_TRY(tn_pipeline_issue(p, &sgd, &r->event.data_wait));
+    }
+    return TN_OK;
+}
+
+static tn_status finish_step(run *r) {
     tn_event *e = &r->event;
     tn_position *p = &r->position;
-    const tn_batch *batch;
-    tn_result result;
-    double start = tn_now(), wait = e->data_wait, comm_wait = tn_comm_waited(r->comm);
-    tn_comm_phase(r->comm, p->step + 1, "training");
-    int epoch = (int)(p->step / r->batches), index = (int)(p->step % r->batches);
-    TN_TRY(tn_loader_next(r->train, &batch, &e->data_wait));
-    tn_engine_trace_add(r->engine, "data wait", start, start + e->data_wait - wait);
-    tn_sgd sgd = {.lr = learning_rate(r, p->step),
-                  .momentum = o->momentum,
-                  .weight_decay = o->weight_decay,
-                  .scalar_lr = o->scalar_lr};
-    tn_status status = tn_engine_step(r->engine, batch, &sgd, &result);
-    if (status == TN_ERR_DIVERGED) return tn_fail_prefix(status, "step %ld", p->step + 1);
-    TN_TRY(status);
-    double seconds = tn_now() - start;
-    p->step++;
-    p->step_loss = result.loss / result.rows;
-    p->step_lr = sgd.lr;
-    p->loss_sum += result.loss;
-    p->rows += result.rows;
-    p->top1 += result.top1;
-    r->train_seconds += seconds;
-    r->epoch_images += result.rows;
-    tn_engine_trace_add(r->engine, "step", start, start + seconds);
-    e->step = p->step;
-    e->epoch = epoch;
-    e->batch = index + 1;
-    e->loss = p->step_loss;
-    e->lr = p->step_lr;
-    e->tau = tau_of(r);
-    e->comm_wait = tn_comm_waited(r->comm) - comm_wait;
+    tn_finished_step step;
+    double comm_wait = tn_comm_waited(r->comm);
+    TN_TRY(tn_pipeline_finish(&r->pipeline, &step));
+    e->epoch = (int)(p->step / r->batches);
+    e->batch = (int)(p->step % r->batches) + 1;
+    e->step = ++p->step;
+    e->loss = p->step_loss = step.result.loss / step.result.rows;
+    e->lr = p->step_lr = step.lr;
+    p->loss_sum += step.result.loss;
+    p->rows += step.result.rows;
+    p->top1 += step.result.top1;
+    r->train_seconds += step.seconds;
+    r->epoch_images += step.result.rows;
+    e->tau = r->model->tau_constant ? r->model->tau : r->tau < 0 ? NAN : step.result.watched;
+    e->comm_wait += tn_comm_waited(r->comm) - comm_wait;
     r->epoch_comm_wait += e->comm_wait;
-    e->images_per_second = result.rows / seconds;
+    e->images_per_second = step.result.rows / step.seconds;
     e->seconds_left =
         (tn_now() - r->started) / (double)(p->step - r->first_step) * (double)(r->steps - p->step);
-    e->log_step = p->step % o->log_every == 0;
+    e->log_step = p->step % r->options->log_every == 0;
     if (e->log_step) TN_TRY(tn_run_log_step(&r->folder, &r->event));
     send(r, TN_EVENT_STEP, NULL);
     return TN_OK;
+}
+
+static tn_status train_step(run *r) {
+    char message[1024];
+    double comm_wait = tn_comm_waited(r->comm);
+    tn_comm_phase(r->comm, r->position.step + 1, "training");
+    tn_status issued = issue_steps(r), status = issued;
+    snprintf(message, sizeof message, "%s", tn_error());
+    r->event.comm_wait = tn_comm_waited(r->comm) - comm_wait;
+    /* What cannot be issued comes behind what is on its way. */
+    if (r->pipeline.waiting > 0) {
+        status = finish_step(r);
+        if (status == TN_OK && issued != TN_OK) status = tn_fail(issued, "%s", message);
+    }
+    return status == TN_ERR_DIVERGED ? tn_fail_prefix(status, "step %ld", r->position.step + 1) : status;
 }
 
 /* Called before the first step and after each: starts and ends the timeline of --profile. */
@@ -482,7 +476,8 @@ static tn_status train_steps(run *r) {
             TN_TRY(tn_team_check_state(r->comm, r->engine, r->position.step));
         /* After the last step there is nothing left to stop but the evaluation, which looks for itself. */
         TN_TRY(ask_stop(r, &stop));
-        if (stop && r->position.step < r->steps) return tn_fail(TN_ERR_STOPPED, "stopped");
+        if (stop && r->pipeline.waiting == 0 && r->position.step < r->steps)
+            return tn_fail(TN_ERR_STOPPED, "stopped");
     }
     return r->position.rows > 0 ? partial_epoch(r) : TN_OK;
 }
@@ -490,6 +485,7 @@ static tn_status train_steps(run *r) {
 static tn_status loop(run *r) {
     r->started = tn_now();
     r->first_step = r->position.step;
+    r->pipeline = (tn_pipeline){.engine = r->engine, .loader = r->train, .issued = r->position.step};
     r->profile_first = -1;
     tn_status status = train_steps(r);
     r->ending = status == TN_OK || status == TN_ERR_STOPPED || status == TN_ERR_DIVERGED;
@@ -535,7 +531,7 @@ static tn_status say_devices(run *r) {
 static tn_status start(run *r, const tn_options *options) {
     tn_status status = TN_OK;
     if (!options->resume || options->overwrite || !options->out[0]) status = tn_options_check(options);
-    if (status == TN_OK && r->leads) status = resolve_options(r, options);
+    if (status == TN_OK && r->leads) status = tn_run_folder_options(&r->folder, options, &r->options);
     TN_TRY(tn_comm_agree(r->comm, status, "options"));
     TN_TRY(tn_team_share_options(r->comm, &r->options));
     TN_TRY(tn_comm_agree(r->comm, prepare(r), "start"));

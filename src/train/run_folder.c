@@ -185,3 +185,25 @@ tn_status tn_run_folder_prune(const tn_run_folder *folder, int keep) {
     free(names);
     return status;
 }
+
+static tn_status resumed_options(tn_run_folder *folder, const tn_options *given, tn_options **out) {
+    char path[TN_RUN_PATH];
+    TN_TRY(tn_options_create("train", out));
+    TN_TRY(tn_options_load(*out, tn_run_folder_file(folder, "config.toml", path)));
+    return tn_options_resume(*out, given);
+}
+
+tn_status tn_run_folder_options(tn_run_folder *folder, const tn_options *given, tn_options **out) {
+    TN_TRY(tn_run_folder_open(folder, given->out, given->resume, given->overwrite));
+    if (given->resume && folder->has_run) return resumed_options(folder, given, out);
+    if (folder->has_checkpoint)
+        return tn_fail(TN_ERR_DATA,
+                       "--out %s: last.safetensors without config.toml: not a run that can be resumed",
+                       folder->path);
+    char *text;
+    TN_TRY(tn_options_create("train", out));
+    TN_TRY(tn_options_print_config(given, &text));
+    tn_status status = tn_options_load_text(*out, text, strlen(text), "options");
+    tn_options_free_text(text);
+    return status;
+}

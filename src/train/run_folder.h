@@ -56,4 +56,8 @@ tn_status tn_run_folder_prune(const tn_run_folder *folder, int keep);
 /* JSON number, or null for values that JSON cannot hold. */
 json_t *tn_json_real(double value);
 
+/* Opens the folder of `given` and resolves the options of the run: those given, or with --resume those of the
+ * folder. *out belongs to the caller, also after a failure. */
+tn_status tn_run_folder_options(tn_run_folder *folder, const tn_options *given, tn_options **out);
+
 #endif

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "backend/backend.h"
+#include "data/raw_image.h"
 #include "io/atomic_file.h"
 #include "model/graph.h"
 
@@ -45,15 +46,39 @@ static tn_status check_memory(double bytes, int batch, const char *remedy) {
         bytes / 0x1p30, batch, machine / 0x1p30, remedy);
 }
 
-tn_status tn_setup_loader(const tn_dataset *dataset, const tn_loader_config *config, tn_loader **out) {
-    *out = NULL;
+/* Whether batches are bytes. */
+static tn_status choose_raw(const tn_dataset *dataset, tn_split split, tn_engine *engine, bool *raw) {
+    size_t bytes;
+    const uint8_t *pixels = tn_dataset_pixels(dataset, split, &bytes);
+    *raw = tn_engine_takes_raw(engine);
+    if (!*raw || !pixels) return TN_OK;
+    tn_status status = tn_engine_hold_images(engine, pixels, bytes);
+    if (status != TN_ERR_MEMORY) return status;
+    *raw = false;
+    return TN_OK;
+}
+
+/* Bytes that a loader has for one image. */
+static double image_bytes(const tn_dataset *dataset, const tn_loader_config *config) {
     tn_dataset_info info = tn_dataset_describe(dataset);
-    int count = config->split == TN_SPLIT_TRAIN ? info.train_count : info.val_count;
-    double floats = (double)info.channels * info.height * info.width + info.classes + 1;
-    double rows = config->batch < count ? config->batch : count;
-    if (config->ranks > 1) rows /= config->ranks;
-    TN_TRY(check_memory(LOADER_BATCHES * rows * floats * sizeof(float), config->batch, ""));
-    return tn_loader_open(dataset, config, out);
+    size_t all;
+    if (!config->raw) return (double)info.channels * info.height * info.width * sizeof(float);
+    if (tn_dataset_pixels(dataset, config->split, &all)) return 0;
+    return (double)tn_raw_image_bytes(info.height, info.width);
+}
+
+tn_status tn_setup_loader(const tn_dataset *dataset, const tn_loader_config *config, tn_engine *engine,
+                          tn_loader **out) {
+    tn_loader_config c = *config;
+    *out = NULL;
+    TN_TRY(choose_raw(dataset, c.split, engine, &c.raw));
+    tn_dataset_info info = tn_dataset_describe(dataset);
+    int count = c.split == TN_SPLIT_TRAIN ? info.train_count : info.val_count;
+    double row = image_bytes(dataset, &c) + (info.classes + 1) * (double)sizeof(float);
+    double rows = c.batch < count ? c.batch : count;
+    if (c.ranks > 1) rows /= c.ranks;
+    TN_TRY(check_memory(LOADER_BATCHES * rows * row, c.batch, ""));
+    return tn_loader_open(dataset, &c, out);
 }
 
 tn_status tn_setup_engine(const tn_model *model, const tn_engine_config *config, tn_engine **out) {

@@ -14,8 +14,11 @@ tn_status tn_setup_model(const tn_options *options, tn_input_shape input, int cl
 tn_input_shape tn_setup_input(const tn_model *model);
 
 /* tn_loader_open and tn_engine_create for work that starts at once: TN_ERR_MEMORY also for more than the
- * machine's memory, where the allocation succeeds and the process would be killed later. */
-tn_status tn_setup_loader(const tn_dataset *dataset, const tn_loader_config *config, tn_loader **out);
+ * machine's memory, where the allocation succeeds and the process would be killed later. Where the engine's
+ * device makes images of bytes, the loader gives it bytes; images in memory go to the device once, or, if it
+ * has not the room for them, batch by batch as floats. */
+tn_status tn_setup_loader(const tn_dataset *dataset, const tn_loader_config *config, tn_engine *engine,
+                          tn_loader **out);
 tn_status tn_setup_engine(const tn_model *model, const tn_engine_config *config, tn_engine **out);
 
 /* "weights 97.3, gradients and momentum 194.6, ... MiB": what the engine holds. */
