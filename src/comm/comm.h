@@ -125,12 +125,14 @@ typedef struct tn_device_work {
  * build has no transport between devices or two ranks have the same. */
 tn_status tn_comm_device_open(tn_comm *comm);
 
-/* Starts to count what is issued. */
+/* Starts to count what is issued: before each piece of work, also before a graph is replayed. */
 void tn_comm_device_begin(tn_comm *comm);
 tn_device_work tn_comm_device_work(const tn_comm *comm);
 
-/* Issues the sums of `count` ranges as one, behind everything that `stream` was given so far. */
-tn_status tn_comm_device_sum(tn_comm *comm, void *stream, const tn_device_range *ranges, int count);
+/* Issues the sums of `count` ranges as one, behind everything that `stream` was given so far. The first time
+ * it may wait for the other ranks. */
+tn_status tn_comm_device_sum(tn_comm *comm, void *stream, const tn_device_range *ranges, int count,
+                             const char *what);
 
 /* What `stream` is given from now on runs behind all sums issued so far. */
 tn_status tn_comm_device_join(tn_comm *comm, void *stream);

@@ -115,6 +115,7 @@ static ncclResult_t issue(nccl_state *s, const tn_device_range *r) {
 static tn_status nccl_sum(void *context, void *stream, const tn_device_range *ranges, int count) {
     nccl_state *s = context;
     ncclResult_t result = ncclSuccess;
+    if (s->aborted) return tn_fail(TN_ERR_PEER, "NCCL was given up as a rank is lost");
     TRY_CUDA(cudaEventRecord(s->ready, stream));
     TRY_CUDA(cudaStreamWaitEvent(s->stream, s->ready, 0));
     TRY_NCCL(s->comm, ncclGroupStart());

@@ -58,9 +58,21 @@ tn_device_work tn_comm_device_work(const tn_comm *comm) {
     return comm->device_work;
 }
 
-tn_status tn_comm_device_sum(tn_comm *comm, void *stream, const tn_device_range *ranges, int count) {
+/* A rank that is lost is why things fail, or come to an end. */
+static tn_status check_lost(tn_comm *comm, tn_status status) {
+    if (!comm->watchdog) return status;
+    tn_status lost = tn_watchdog_check(comm->watchdog);
+    if (lost != TN_OK) comm->silent = true;
+    return lost != TN_OK ? lost : status;
+}
+
+tn_status tn_comm_device_sum(tn_comm *comm, void *stream, const tn_device_range *ranges, int count,
+                             const char *what) {
     comm->device_work.sums++;
-    return comm->device->sum(comm->device_state, stream, ranges, count);
+    if (comm->watchdog) tn_watchdog_enter(comm->watchdog, what, 1);
+    tn_status status = comm->device->sum(comm->device_state, stream, ranges, count);
+    if (comm->watchdog) tn_watchdog_leave(comm->watchdog);
+    return status == TN_OK ? TN_OK : check_lost(comm, status);
 }
 
 tn_status tn_comm_device_join(tn_comm *comm, void *stream) {
@@ -68,18 +80,12 @@ tn_status tn_comm_device_join(tn_comm *comm, void *stream) {
 }
 
 void tn_comm_device_enter(tn_comm *comm, tn_device_work work, const char *what) {
-    if (comm->watchdog && work.sums > 0) tn_watchdog_enter(comm->watchdog, what, work.sums);
+    if (comm->watchdog) tn_watchdog_enter(comm->watchdog, what, work.sums - comm->device_work.sums);
 }
 
 tn_status tn_comm_device_leave(tn_comm *comm, tn_device_work work, tn_status status) {
-    if (work.sums == 0) return status;
-    if (comm->watchdog) {
-        tn_watchdog_leave(comm->watchdog);
-        tn_status lost = tn_watchdog_check(comm->watchdog);
-        comm->silent |= lost != TN_OK;
-        TN_TRY(lost);
-    }
-    TN_TRY(status);
+    if (comm->watchdog) tn_watchdog_leave(comm->watchdog);
+    TN_TRY(check_lost(comm, status));
     *comm->waits += comm->device->waited(comm->device_state, work.joins);
     return TN_OK;
 }

@@ -75,8 +75,8 @@ tn_status tn_device_sums_connect(tn_engine *e) {
 
 /* ---- a batch ---- */
 
-static tn_status sum(tn_engine *e, const tn_device_range *ranges, int count) {
-    return tn_comm_device_sum(e->config.comm, e->stream, ranges, count);
+static tn_status sum(tn_engine *e, const tn_device_range *ranges, int count, const char *what) {
+    return tn_comm_device_sum(e->config.comm, e->stream, ranges, count, what);
 }
 
 static tn_device_range gradients_of(const tn_engine *e, int bucket) {
@@ -101,7 +101,7 @@ tn_status tn_device_sums_passed(const tn_batch_run *run, int step) {
     for (; e->next_bucket < e->device_bucket_count - 1; e->next_bucket++) {
         if (e->device_buckets[e->next_bucket].last_step > step) return TN_OK;
         tn_device_range range = gradients_of(e, e->next_bucket);
-        TN_TRY(sum(e, &range, 1));
+        TN_TRY(sum(e, &range, 1, "gradients"));
     }
     return TN_OK;
 }
@@ -120,7 +120,7 @@ tn_status tn_device_sums_finish(const tn_batch_run *run) {
     if (e->device_bucket_count > 0) ranges[3] = gradients_of(e, e->device_bucket_count - 1);
     /* Running statistics become the mean of the processes', weighted by rows. */
     if (local) TN_TRY(e->backend->ops->scale(e->backend, e->flat.state, m->state_floats, weight));
-    TN_TRY(sum(e, ranges, 4));
+    TN_TRY(sum(e, ranges, 4, "gradients"));
     return tn_comm_device_join(e->config.comm, e->stream);
 }
 
@@ -132,7 +132,7 @@ tn_status tn_device_sums_moments(const tn_batch_run *run, int node) {
     double *moments = tn_engine_node_ops(e, node)->sums(tn_executor_plan(e->executor, node), &doubles);
     tn_device_range range = {moments, doubles, TN_DEVICE_DOUBLES};
     if (run->share.count == 0) TN_TRY(e->backend->ops->clear(e->backend, moments, doubles * sizeof *moments));
-    TN_TRY(sum(e, &range, 1));
+    TN_TRY(sum(e, &range, 1, "batch statistics"));
     return tn_comm_device_join(e->config.comm, e->stream);
 }
 

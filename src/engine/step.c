@@ -183,7 +183,6 @@ static tn_status issue(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd) {
 
 /* *work: what the processes' devices do together in it. */
 static tn_status issue_counted(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd, tn_device_work *work) {
-    if (e->stream) tn_comm_device_begin(e->config.comm);
     tn_status status = issue(e, batch, sgd);
     if (e->stream) *work = tn_comm_device_work(e->config.comm);
     return status;
@@ -193,6 +192,7 @@ static tn_status issue_or_replay(tn_engine *e, const tn_batch *batch, const tn_s
                                  tn_device_work *work) {
     const tn_backend_ops *ops = e->backend->ops;
     bool fresh, replay = false;
+    if (e->stream) tn_comm_device_begin(e->config.comm);
     /* A probe's sums go to the host while the batch runs. */
     if (!ops->record || e->probe) return issue_counted(e, batch, sgd, work);
     int slot = slot_of(e, batch, sgd, &fresh);
