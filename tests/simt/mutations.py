@@ -266,7 +266,7 @@ MUTATIONS = [
      "sums do not wait for what they add", "cuda_ranks"),
     (COMM_NCCL, "    TRY_CUDA(cudaStreamWaitEvent(stream, s->done, 0));\n", "",
      "the update does not wait for the sums", "cuda_ranks"),
-    (DEVICE_SUMS, "        if (last[p] > step) step = last[p];\n", "",
+    (DEVICE_SUMS, "        if (last[p] > step) step = last[p];\n", "        if (last[p] > step) step = 0;\n",
      "buckets are summed before they are complete", "cuda_ranks"),
     (DEVICE_SUMS, "if (!together(e) || run->share.count > 0) return TN_OK;", "return TN_OK;",
      "a process without rows brings the gradients of the last batch", "cuda_ranks"),
