@@ -370,12 +370,9 @@ static void test_pack(void **unused) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_loss),
-                                       cmocka_unit_test(test_sgd),
-                                       cmocka_unit_test(test_add),
-        cmocka_unit_test(test_scale),
-                                       cmocka_unit_test(test_scalars),
-                                       cmocka_unit_test(test_weight_gradients),
-                                       cmocka_unit_test(test_pack)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_loss),  cmocka_unit_test(test_sgd),     cmocka_unit_test(test_add),
+        cmocka_unit_test(test_scale), cmocka_unit_test(test_scalars), cmocka_unit_test(test_weight_gradients),
+        cmocka_unit_test(test_pack)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
