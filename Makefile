@@ -40,6 +40,16 @@ CUDA_ARCH ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[
 CUDA_LIBS := -L$(TOOLKIT)/lib64 -Wl,-rpath,$(TOOLKIT)/lib64 -lcublas -lcurand -lcudart -lstdc++
 endif
 endif
+# NCCL sums gradients between GPUs, for processes that MPI joins: beside the toolkit, or where a package puts it.
+ifneq ($(and $(HAVE_CUDA),$(MPI_CFLAGS)),)
+NCCL_HOME ?= $(firstword $(foreach d,$(TOOLKIT) /usr/local /usr,$(if $(wildcard $(d)/include/nccl.h),$(d))))
+NCCL_LIB := $(firstword $(wildcard $(foreach d,lib64 lib lib/$(shell $(CC) -print-multiarch),$(NCCL_HOME)/$(d)/libnccl.so)))
+endif
+ifneq ($(NCCL_LIB),)
+CUDA_LIBS += -L$(dir $(NCCL_LIB)) -Wl,-rpath,$(dir $(NCCL_LIB)) -lnccl
+else
+WITHOUT += src/comm/comm_nccl.c
+endif
 LIB_SRC := $(filter-out $(CUDA_SRC) $(WITHOUT),$(sort $(wildcard src/base/*.c src/io/*.c src/comm/*.c src/data/*.c \
              src/model/*.c src/backend/*.c src/backend/*/*.c src/engine/*.c src/train/*.c src/plot/*.c src/theory/*.c \
              src/report/*.c)))
@@ -139,8 +149,9 @@ tests: $(UNIT_BIN) $(REPLAY_BIN)
 # What was found when the objects were built: with something else they are built again.
 $(BUILD)/found: always
 	@mkdir -p $(@D)
-	@echo 'mpi: $(MPI_CFLAGS) cuda: $(HAVE_CUDA)' | cmp -s - $@ || echo 'mpi: $(MPI_CFLAGS) cuda: $(HAVE_CUDA)' > $@
-$(BUILD)/src/comm/transport.o: CPPFLAGS += $(if $(MPI_CFLAGS),-DTN_MPI)
+	@echo 'mpi: $(MPI_CFLAGS) cuda: $(HAVE_CUDA) nccl: $(NCCL_LIB)' > $@.new
+	@cmp -s $@.new $@ || cp $@.new $@
+$(BUILD)/src/comm/transport.o: CPPFLAGS += $(if $(MPI_CFLAGS),-DTN_MPI) $(if $(NCCL_LIB),-DTN_NCCL)
 $(BUILD)/src/comm/comm_mpi.o: CPPFLAGS += $(MPI_CFLAGS:-I%=-isystem %)
 $(BUILD)/src/comm/transport.o $(BUILD)/src/backend/backend.o $(BUILD)/libtaunet.a $(BUILD)/libtaunet.so: $(BUILD)/found
 
@@ -160,6 +171,7 @@ ifdef HAVE_CUDA
 LDLIBS += $(CUDA_LIBS)
 $(BUILD)/src/backend/backend.o: CPPFLAGS += -DTN_HAVE_CUDA
 $(call OBJ,$(CUDA_SRC)): CPPFLAGS += -isystem $(TOOLKIT)/include
+$(BUILD)/src/comm/comm_nccl.o: CPPFLAGS += -isystem $(TOOLKIT)/include -isystem $(NCCL_HOME)/include
 $(BUILD)/kernels/%.o: kernels/%.cu
 	@mkdir -p $(@D)
 	$(NVCC) -std=c++17 -O3 -Xcompiler -fPIC $(CUDA_ARCH) -I. -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
@@ -179,7 +191,7 @@ $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libtaunet.a
 
 # Once, when something is built.
 say-cuda:
-	@test -e $(BUILD)/taunet || echo '$(if $(HAVE_CUDA),CUDA backend: with $(NVCC),CUDA backend: left out$(if $(filter yes,$(CUDA)),$(COMMA) no nvcc with cuBLAS under CUDA_HOME or on PATH))'
+	@test -e $(BUILD)/taunet || echo '$(if $(HAVE_CUDA),CUDA backend: with $(NVCC)$(if $(NCCL_LIB),$(COMMA) NCCL for several processes: $(NCCL_LIB),$(COMMA) no NCCL for several processes),CUDA backend: left out$(if $(filter yes,$(CUDA)),$(COMMA) no nvcc with cuBLAS under CUDA_HOME or on PATH))'
 
 .PRECIOUS: $(BUILD)/%.o
 .PHONY: all say-cuda link-flags demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests always

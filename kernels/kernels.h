@@ -287,6 +287,8 @@ cudaError_t tn_launch_add(size_t count, float *to, const float *from, cudaStream
 /* mean[i] += rate (values[i] - mean[i]); nothing where *stop is not 0. */
 cudaError_t tn_launch_average(size_t count, float *mean, const float *values, float rate, const int *stop,
                               cudaStream_t stream);
+/* values[i] *= factor on `count` floats. */
+cudaError_t tn_launch_scale(size_t count, float *values, float factor, cudaStream_t stream);
 /* Sets *stop where one of flags[count] is set. */
 cudaError_t tn_launch_any_flag(int count, const int *flags, int *stop, cudaStream_t stream);
 

@@ -62,6 +62,19 @@ cudaError_t tn_launch_average(size_t count, float *mean, const float *values, fl
 }
 
 static __global__ void __launch_bounds__(THREADS)
+    scale_floats_kernel(size_t count, float *__restrict__ values, float factor) {
+    const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < count) values[i] *= factor;
+}
+
+cudaError_t tn_launch_scale(size_t count, float *values, float factor, cudaStream_t stream) {
+    if (too_large(count)) return cudaErrorInvalidValue;
+    if (count == 0) return cudaSuccess;
+    TN_LAUNCH(scale_floats_kernel, blocks_for((unsigned)count), THREADS, 0, stream, count, values, factor);
+    return cudaGetLastError();
+}
+
+static __global__ void __launch_bounds__(THREADS)
     any_flag_kernel(int count, const int *__restrict__ flags, int *stop) {
     const int i = blockIdx.x * THREADS + threadIdx.x;
     raise_flag(stop, i < count && flags[i] != 0);

@@ -10,7 +10,7 @@ NETWORKS = {"ResNet-50, 224x224": (25_557_032, 256, 0.100), "ResNet-1202, 32x32"
 PER_MACHINE = 8
 INSIDE, BETWEEN = 300e9, 50e9  # bytes/s of each GPU to its neighbours in the machine; of its network link
 LATENCY_INSIDE, LATENCY_BETWEEN = 3e-6, 10e-6  # seconds of one step of a ring or tree
-BUCKET = 25e6  # bytes
+BUCKETS, BUCKET_LEAST = 8, 262144  # as src/engine/device_sums.c cuts them; bytes
 BACKWARD = 2 / 3  # of the step; reductions run beside it
 
 
@@ -35,7 +35,7 @@ def exposed(gpus, parameters, compute, reduce_one):
     """Seconds of reduction that backward does not hide: buckets become ready evenly over backward, one follows another
     on the wire, and the last is ready at its end."""
     total = 4 * parameters
-    count = max(1, math.ceil(total / BUCKET))
+    count = max(1, min(BUCKETS, math.ceil(total / BUCKET_LEAST)))
     cost = reduce_one(gpus, total / count)
     free = 0.0
     for bucket in range(1, count + 1):

@@ -191,6 +191,11 @@ typedef struct tn_backend_ops {
     tn_status (*record)(tn_backend *backend, int slot, bool fresh, bool *replay);
     tn_status (*submit)(tn_backend *backend, int slot,
                         bool complete); /* not complete: an error came between */
+    /* The stream to which work is issued, for sums over processes (comm.h), whose device becomes that of the
+     * calling thread. */
+    tn_status (*stream)(tn_backend *backend, void **out);
+    /* values[i] *= factor */
+    tn_status (*scale)(tn_backend *backend, float *values, size_t count, float factor);
     /* A named range in the device's profiler: a phase of a step, or the work of a layer in it. */
     void (*range_begin)(const char *phase, const char *layer);
     void (*range_end)(void);

@@ -341,6 +341,11 @@ static tn_status average(tn_backend *backend, float *mean, const float *values, 
     return TN_OK;
 }
 
+static tn_status scale(tn_backend *backend, float *values, size_t count, float factor) {
+    TN_CUDA(tn_launch_scale(count, values, factor, tn_cuda_of(backend)->stream));
+    return TN_OK;
+}
+
 /* sum of (x + shift)^2 of a tensor of which `x` is the storage; x may be `work`. */
 static tn_status shifted_sum(tn_cuda *cuda, tn_storage store, const void *x, float shift, size_t count,
                              float *work, double *sum) {
@@ -419,6 +424,11 @@ static tn_status submit(tn_backend *backend, int slot, bool complete) {
     return TN_OK;
 }
 
+static tn_status stream_of(tn_backend *backend, void **out) {
+    *out = tn_cuda_of(backend)->stream;
+    return enter(tn_cuda_of(backend));
+}
+
 static void range_begin(const char *phase, const char *layer) {
     char name[TN_NAME_MAX + 32];
     snprintf(name, sizeof name, "%s %s", phase, layer);
@@ -463,6 +473,8 @@ const tn_backend_ops tn_cuda_backend = {.name = "cuda",
                                         .fetched = fetched,
                                         .record = record,
                                         .submit = submit,
+                                        .stream = stream_of,
+                                        .scale = scale,
                                         .range_begin = range_begin,
                                         .range_end = range_end,
                                         .nodes = {[TN_NODE_CONV] = &tn_cuda_conv,

@@ -162,6 +162,12 @@ static tn_status norm_backward(tn_plan *head, const tn_args *a) {
     return clear_padding(plan, a->dx, plan->base.x_store, a->rows);
 }
 
+static double *norm_sums(tn_plan *head, size_t *doubles) {
+    norm_plan *plan = (norm_plan *)(void *)head;
+    *doubles = 2 * (size_t)plan->channels;
+    return plan->moments;
+}
+
 const tn_node_ops tn_cuda_norm = {.plan = norm_plan_make,
                                   .free = norm_free,
                                   .forward = norm_forward,
@@ -170,4 +176,5 @@ const tn_node_ops tn_cuda_norm = {.plan = norm_plan_make,
                                   .merge_statistics = norm_merge_statistics,
                                   .reduce = norm_reduce,
                                   .merge_reduce = norm_merge_reduce,
+                                  .sums = norm_sums,
                                   .load_statistics = norm_load_statistics};

@@ -86,6 +86,8 @@ tn_status tn_comm_open(const tn_comm_config *config, tn_comm **out) {
 void tn_comm_close(tn_comm *comm, bool failed) {
     if (!comm) return;
     bool alone = failed && !comm->agreed;
+    tn_watchdog_guard(comm->watchdog, NULL, NULL, NULL);
+    if (comm->device) comm->device->close(comm->device_state, failed);
     if (comm->transport) comm->transport->close(comm, alone);
     tn_watchdog_stop(comm->watchdog, alone && !comm->silent ? tn_error() : NULL);
     tn_free(comm);
@@ -108,7 +110,7 @@ int tn_comm_local_size(const tn_comm *comm) {
 }
 
 const char *tn_comm_name(const tn_comm *comm) {
-    return comm->transport->name;
+    return comm->device ? comm->device->name : comm->transport->name;
 }
 
 void tn_comm_phase(tn_comm *comm, long step, const char *phase) {
@@ -137,7 +139,7 @@ static tn_status wait_until_done(tn_comm *comm, tn_transfer **transfer, double b
 tn_status tn_comm_wait(tn_comm *comm, tn_transfer **transfer, const char *what) {
     if (!*transfer) return TN_OK;
     double begun = tn_now();
-    if (comm->watchdog) tn_watchdog_enter(comm->watchdog, what);
+    if (comm->watchdog) tn_watchdog_enter(comm->watchdog, what, 1);
     tn_status status = wait_until_done(comm, transfer, begun);
     if (comm->watchdog) tn_watchdog_leave(comm->watchdog);
     *comm->waits += tn_now() - begun;

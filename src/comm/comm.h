@@ -38,12 +38,12 @@ int tn_comm_rank(const tn_comm *comm);
 int tn_comm_size(const tn_comm *comm);
 int tn_comm_local_rank(const tn_comm *comm); /* among the ranks of this machine */
 int tn_comm_local_size(const tn_comm *comm);
-const char *tn_comm_name(const tn_comm *comm); /* of the transport: "none", "mpi" */
+const char *tn_comm_name(const tn_comm *comm); /* of the transport: "none", "mpi"; "nccl" between devices */
 
 /* For the side channel: where this rank stands. Cheap. `phase` is a string that stays. */
 void tn_comm_phase(tn_comm *comm, long step, const char *phase);
 
-/* Seconds that this rank has spent waiting in collectives so far. */
+/* Seconds that this rank has spent waiting in collectives so far, where it could do nothing else. */
 double tn_comm_waited(const tn_comm *comm);
 
 tn_status tn_comm_barrier(tn_comm *comm, const char *what);
@@ -96,5 +96,51 @@ tn_status tn_reduction_progress(tn_reduction *reduction, bool *done);
 
 /* Waits for the end. */
 tn_status tn_reduction_finish(tn_reduction *reduction);
+
+/* ---- sums in the memory of devices ---- */
+
+/* Each rank has a device of its own, and what is in its memory is summed over the ranks, in place, on a
+ * stream beside the one that computes. `stream` is that one (CUDA: a cudaStream_t of the calling thread's
+ * current device). These calls issue work and do not wait. All ranks issue the same sums in the same order;
+ * while `stream` is being captured into a graph they become part of it, on all ranks or on none. In which
+ * order ranks are added follows from their number and places: the same run has the same bits again. */
+typedef enum tn_device_type {
+    TN_DEVICE_FLOATS,
+    TN_DEVICE_DOUBLES,
+    TN_DEVICE_FLAGS /* int; the largest instead of the sum */
+} tn_device_type;
+
+typedef struct tn_device_range {
+    void *data;
+    size_t count;
+    tn_device_type type;
+} tn_device_range;
+
+/* How much of it a piece of work holds: sums issued, and times that `stream` waits for them. */
+typedef struct tn_device_work {
+    int sums, joins;
+} tn_device_work;
+
+/* Joins the ranks' devices, all ranks together; nothing the second time. TN_ERR_USAGE, told once, where this
+ * build has no transport between devices or two ranks have the same. */
+tn_status tn_comm_device_open(tn_comm *comm);
+
+/* Starts to count what is issued: before each piece of work, also before a graph is replayed. */
+void tn_comm_device_begin(tn_comm *comm);
+tn_device_work tn_comm_device_work(const tn_comm *comm);
+
+/* Issues the sums of `count` ranges as one, behind everything that `stream` was given so far. The first time
+ * it may wait for the other ranks. */
+tn_status tn_comm_device_sum(tn_comm *comm, void *stream, const tn_device_range *ranges, int count,
+                             const char *what);
+
+/* What `stream` is given from now on runs behind all sums issued so far. */
+tn_status tn_comm_device_join(tn_comm *comm, void *stream);
+
+/* Around the host's waiting for `work`, which was issued, or replayed from a graph: in between, this rank
+ * counts as waiting in the collective `what`. After it the times that `stream` stood still are known
+ * (tn_comm_waited), and a rank that was lost is TN_ERR_PEER; else `status` is returned. */
+void tn_comm_device_enter(tn_comm *comm, tn_device_work work, const char *what);
+tn_status tn_comm_device_leave(tn_comm *comm, tn_device_work work, tn_status status);
 
 #endif

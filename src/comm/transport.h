@@ -29,8 +29,35 @@ typedef struct tn_transport {
     tn_status (*test)(tn_comm *comm, tn_transfer **transfer);
 } tn_transport;
 
+/* How sums travel between the devices of ranks (comm.h); `state` is the transport's. */
+#define TN_DEVICE_ID_BYTES    128
+#define TN_DEVICE_PLACE_BYTES 32
+
+typedef struct tn_device_transport {
+    const char *name;
+    /* Names the calling thread's device within its machine. */
+    tn_status (*place)(char place[TN_DEVICE_PLACE_BYTES]);
+    /* On rank 0: makes what all ranks need to find each other. */
+    tn_status (*make_id)(unsigned char id[TN_DEVICE_ID_BYTES]);
+    /* Waits for all ranks. */
+    tn_status (*open)(const unsigned char id[TN_DEVICE_ID_BYTES], int rank, int ranks, void **state);
+    /* With `failed`, or after an abort, nothing waits for other ranks. */
+    void (*close)(void *state, bool failed);
+    tn_status (*sum)(void *state, void *stream, const tn_device_range *ranges, int count);
+    /* `number`: how many joins the work had before. */
+    tn_status (*join)(void *state, void *stream, int number);
+    /* Seconds that the streams of the last work stood still in its first `joins` joins. */
+    double (*waited)(void *state, int joins);
+    /* For the watchdog's thread. Whether something went wrong outside of any call; gives up all sums. */
+    bool (*broken)(void *state, char *text, size_t size);
+    void (*abort)(void *state);
+} tn_device_transport;
+
 struct tn_comm {
     const tn_transport *transport;
+    const tn_device_transport *device; /* NULL until devices are joined */
+    void *device_state;
+    tn_device_work device_work; /* being counted */
     int rank, size, local_rank, local_size;
     void *state;           /* the transport's */
     tn_watchdog *watchdog; /* NULL with a single rank */
@@ -44,6 +71,11 @@ struct tn_comm {
 tn_status tn_transport_find(int ranks, const tn_transport **out);
 
 extern const tn_transport tn_transport_none, tn_transport_mpi;
+
+/* The transport between devices. TN_ERR_USAGE when this build has none. */
+tn_status tn_transport_find_device(const tn_device_transport **out);
+
+extern const tn_device_transport tn_transport_nccl;
 
 /* Waits until a transfer is done or a rank is lost. */
 tn_status tn_comm_wait(tn_comm *comm, tn_transfer **transfer, const char *what);

@@ -19,6 +19,7 @@
 #define CONNECT_SECONDS  30.0
 #define GREETING_SECONDS 2.0
 #define LAST_WORDS       0.2 /* seconds allowed for a message that matters */
+#define GRACE_SECONDS    2.0 /* for the side channel to say what an error elsewhere comes from */
 
 /* How much a rank is suspected to keep the others waiting, before the collectives it has begun count. */
 #define SILENT 2e15
@@ -51,6 +52,12 @@ struct tn_watchdog {
     double entered; /* when this rank began to wait in a collective; negative: it does not */
     bool lost;
     char text[640];
+    /* Under their own, which is held while one of them runs. */
+    pthread_mutex_t guard;
+    bool (*broken)(void *context, char *text, size_t size);
+    void (*abort)(void *context);
+    void *context;
+    double broken_since; /* negative: it is not */
 };
 
 /* ---- where this rank stands ---- */
@@ -63,10 +70,10 @@ void tn_watchdog_phase(tn_watchdog *w, long step, const char *phase) {
     pthread_mutex_unlock(&w->mutex);
 }
 
-void tn_watchdog_enter(tn_watchdog *w, const char *collective) {
+void tn_watchdog_enter(tn_watchdog *w, const char *collective, int collectives) {
     pthread_mutex_lock(&w->mutex);
     w->collective = collective;
-    w->collectives++;
+    w->collectives += (uint64_t)collectives;
     w->changes++;
     w->entered = tn_now();
     pthread_mutex_unlock(&w->mutex);
@@ -131,6 +138,9 @@ static void lose(tn_watchdog *w, const char *text, bool told) {
     w->lost = true;
     snprintf(w->text, sizeof w->text, "%s", told ? "" : text);
     pthread_mutex_unlock(&w->mutex);
+    pthread_mutex_lock(&w->guard);
+    if (w->abort) w->abort(w->context);
+    pthread_mutex_unlock(&w->guard);
 }
 
 static void lose_peer(tn_watchdog *w, const tn_side_message *m, const char *what) {
@@ -209,6 +219,33 @@ static bool check_silence(tn_watchdog *w, double now) {
     return true;
 }
 
+void tn_watchdog_guard(tn_watchdog *w, bool (*broken)(void *context, char *text, size_t size),
+                       void (*abort)(void *context), void *context) {
+    if (!w) return;
+    pthread_mutex_lock(&w->guard);
+    w->broken = broken;
+    w->abort = abort;
+    w->context = context;
+    w->broken_since = -1;
+    pthread_mutex_unlock(&w->guard);
+}
+
+/* What breaks may have broken because a rank died; the side channel, which can name it, is heard first. */
+static bool check_guarded(tn_watchdog *w, double now) {
+    char why[256], name[96], where[192], text[640];
+    pthread_mutex_lock(&w->guard);
+    bool broken = w->broken && w->broken(w->context, why, sizeof why);
+    pthread_mutex_unlock(&w->guard);
+    if (!broken) return false;
+    if (w->broken_since < 0) w->broken_since = now;
+    if (now - w->broken_since < GRACE_SECONDS) return false;
+    tn_side_message m = own_state(w, TN_SIDE_STATE);
+    describe(&m, name, sizeof name, where, sizeof where);
+    snprintf(text, sizeof text, "%s: %s %s; all ranks stop; start again with --resume", name, why, where);
+    lose(w, text, false);
+    return true;
+}
+
 static void wait_for_news(tn_watchdog *w) {
     w->polls[w->peer_count] = (struct pollfd){.fd = w->wake, .events = POLLIN};
     for (int i = 0; i < w->peer_count; i++)
@@ -242,6 +279,7 @@ static void *watch(void *argument) {
         before = now;
         tell_state(w, now, &told, &told_changes);
         if (w->config.rank == 0 ? find_culprit(w, now) : check_silence(w, now)) return NULL;
+        if (check_guarded(w, now)) return NULL;
     }
 }
 
@@ -260,7 +298,7 @@ tn_status tn_watchdog_listen(const tn_watchdog_config *config, tn_watchdog_place
     w->peer_count = config->rank == 0 ? config->size : 1;
     w->interval = 0.05 > 1e-3 * config->size ? 0.05 : 1e-3 * config->size;
     w->beat = config->timeout / 4 < 1 ? config->timeout / 4 : 1;
-    TN_ASSERT(pthread_mutex_init(&w->mutex, NULL) == 0);
+    TN_ASSERT(pthread_mutex_init(&w->mutex, NULL) == 0 && pthread_mutex_init(&w->guard, NULL) == 0);
     gethostname(w->host, sizeof w->host - 1);
     TN_TRY(tn_alloc(&w->peers, (size_t)w->peer_count, sizeof *w->peers, "watchdog"));
     TN_TRY(tn_alloc(&w->polls, (size_t)w->peer_count + 1, sizeof *w->polls, "watchdog"));
@@ -369,6 +407,7 @@ void tn_watchdog_stop(tn_watchdog *w, const char *failed) {
     if (w->listening >= 0) close(w->listening);
     if (w->wake >= 0) close(w->wake);
     pthread_mutex_destroy(&w->mutex);
+    pthread_mutex_destroy(&w->guard);
     tn_free(w->peers);
     tn_free(w->polls);
     tn_free(w);

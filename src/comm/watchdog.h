@@ -43,10 +43,17 @@ tn_status tn_watchdog_start(tn_watchdog *watchdog, const tn_watchdog_place *plac
  * without telling it again. */
 void tn_watchdog_stop(tn_watchdog *watchdog, const char *failed);
 
-/* Where this rank stands. The texts must stay. */
+/* Where this rank stands. The texts must stay. A rank enters with the number of collectives that it has begun
+ * since, of which `collective` names the last. */
 void tn_watchdog_phase(tn_watchdog *watchdog, long step, const char *phase);
-void tn_watchdog_enter(tn_watchdog *watchdog, const char *collective);
+void tn_watchdog_enter(tn_watchdog *watchdog, const char *collective, int collectives);
 void tn_watchdog_leave(tn_watchdog *watchdog);
+
+/* Has the watchdog's thread look after something that may fail, or stand still, on its own: `broken` says
+ * whether it has failed, and why; `abort` is called when a rank is lost, after that was told, and ends what
+ * is waited for. NULL: no more; when this returns neither is running. NULL for the watchdog is allowed. */
+void tn_watchdog_guard(tn_watchdog *watchdog, bool (*broken)(void *context, char *text, size_t size),
+                       void (*abort)(void *context), void *context);
 
 /* Whether a rank is lost; then TN_ERR_PEER with the line, or an empty one where another rank tells it. */
 tn_status tn_watchdog_check(tn_watchdog *watchdog);

@@ -153,7 +153,7 @@ static tn_chunk chunk_of(const tn_batch_run *run, int index) {
     int place = b->first_row / e->config.micro_batch + index;
     size_t row = (size_t)first;
     tn_chunk chunk = {.index = index,
-                      .statistics = e->config.sync_bn ? place : index,
+                      .statistics = e->config.sync_bn && host ? place : index,
                       .place = place,
                       .rows = left < e->config.micro_batch ? left : e->config.micro_batch,
                       .images = host ? b->images + row * image_floats(b)
@@ -172,7 +172,7 @@ static tn_chunk chunk_of(const tn_batch_run *run, int index) {
 static tn_status passed(void *context, const tn_chunk *chunk, int step, int worker) {
     const tn_batch_run *run = context;
     if (chunk->grads) tn_sums_bring(run, chunk, step, worker);
-    return TN_OK;
+    return chunk->index + 1 == run->share.count ? tn_device_sums_passed(run, step) : TN_OK;
 }
 
 tn_status tn_engine_run_chunk(void *context, int index, int worker) {
@@ -264,8 +264,8 @@ tn_status tn_engine_eval(tn_engine *e, const tn_batch *batch, tn_result *result,
     TN_TRY(tn_engine_begin(e, batch));
     if (!e->eval_loaded) TN_TRY(tn_pool_run(e->pool, e->model->node_count, load_statistics, e));
     e->eval_loaded = true;
-    tn_batch_run run = {.engine = e, .batch = batch, .logits = logits};
-    TN_TRY(tn_pool_run(e->pool, tn_engine_share(e, batch).count, tn_engine_run_chunk, &run));
+    tn_batch_run run = {.engine = e, .batch = batch, .share = tn_engine_share(e, batch), .logits = logits};
+    TN_TRY(tn_pool_run(e->pool, run.share.count, tn_engine_run_chunk, &run));
     TN_TRY(tn_engine_read_report(e));
     return tn_engine_add_results(e, batch, result);
 }

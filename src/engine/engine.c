@@ -100,11 +100,31 @@ static tn_status allocate_report(tn_engine *e) {
     return TN_OK;
 }
 
+/* Each process of a machine takes a device of its own; where the launcher shows each a single one, that. */
+static tn_status deal_devices(const tn_engine_config *c, const tn_backend_ops *ops, int *number) {
+    int count = ops->device_count(), here = tn_comm_local_size(c->comm);
+    bool numbered = c->device && strchr(c->device, ':');
+    if (numbered && here > 1)
+        return tn_fail(
+            TN_ERR_USAGE,
+            "--device %s: %d processes of this machine cannot share a device; use --device %s, and "
+            "each takes its own",
+            c->device, here, ops->name);
+    if (!numbered && count > 1) *number = tn_comm_local_rank(c->comm);
+    if (*number < count) return TN_OK;
+    return tn_fail(
+        TN_ERR_USAGE,
+        "%d processes were started on a machine with %d devices; start one for each device, or use "
+        "--device cpu",
+        here, count);
+}
+
 static tn_status open_device(tn_engine *e) {
     tn_engine_config *c = &e->config;
     const tn_backend_ops *ops;
     int number;
     TN_TRY(tn_backend_find(c->device ? c->device : "auto", c->precision, &ops, &number));
+    if (c->comm && tn_comm_size(c->comm) > 1 && !ops->host_memory) TN_TRY(deal_devices(c, ops, &number));
     if (c->threads < 1) c->threads = tn_processor_count();
     if (ops->workers_max && c->threads > ops->workers_max) c->threads = ops->workers_max;
     TN_TRY(ops->open(number, c->threads, c->precision, &e->backend));
@@ -115,11 +135,14 @@ static tn_status open_device(tn_engine *e) {
     return tn_pool_create(ops->host_memory ? c->threads : 0, ops->thread_start, &e->pool);
 }
 
-/* A chunk should fit into a core's cache; a device wants all the rows it can get. */
+/* A chunk should fit into a core's cache; a device wants all the rows it can get, which is its process's
+ * share. */
 static void choose_chunks(tn_engine *e) {
     tn_engine_config *c = &e->config;
+    int ranks = c->comm ? tn_comm_size(c->comm) : 1;
     if (c->micro_batch < 1)
-        c->micro_batch = e->backend->ops->host_memory ? default_chunk_rows(e->model) : c->max_batch;
+        c->micro_batch =
+            e->backend->ops->host_memory ? default_chunk_rows(e->model) : (c->max_batch + ranks - 1) / ranks;
     e->whole_chunks = e->chunks = (c->max_batch + c->micro_batch - 1) / c->micro_batch;
 }
 
@@ -132,11 +155,6 @@ static tn_status join(tn_engine *e) {
         c->sync_bn = false;
         return TN_OK;
     }
-    if (!e->backend->ops->host_memory)
-        return tn_fail(TN_ERR_USAGE,
-                       "--device %s: several processes work together on the CPU only; use --device "
-                       "cpu or a single process",
-                       e->backend->ops->name);
     e->ranks = tn_comm_size(c->comm);
     e->chunks = (e->whole_chunks + e->ranks - 1) / e->ranks;
     TN_TRY(tn_alloc(&e->first_chunk, (size_t)e->ranks + 1, sizeof(int), "ranks"));
@@ -162,9 +180,10 @@ static tn_status create(tn_engine *e) {
                        c->average);
     choose_chunks(e);
     TN_TRY(join(e));
+    bool exchanged = c->sync_bn && e->backend->ops->host_memory; /* devices add up sums, chunks keep theirs */
     tn_executor_config executor = {.chunk_rows = c->micro_batch,
                                    .chunks = e->chunks,
-                                   .statistics = c->sync_bn ? e->whole_chunks : e->chunks,
+                                   .statistics = exchanged ? e->whole_chunks : e->chunks,
                                    .workers = c->threads,
                                    .training = c->training,
                                    .recompute = c->recompute,
@@ -176,6 +195,7 @@ static tn_status create(tn_engine *e) {
     TN_TRY(allocate_inputs(e));
     TN_TRY(allocate_report(e));
     if (c->training) TN_TRY(tn_sums_create(e));
+    if (c->training) TN_TRY(tn_device_sums_create(e));
     return prepare(e);
 }
 
@@ -200,6 +220,7 @@ void tn_engine_free(tn_engine *e) {
     if (!e) return;
     tn_pool_free(e->pool);
     tn_sums_free(e);
+    tn_free(e->device_buckets);
     tn_executor_free(e->executor);
     if (e->backend) {
         bool host = e->backend->ops->host_memory;

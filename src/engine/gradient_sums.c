@@ -82,12 +82,11 @@ static tn_status start_ready(const tn_batch_run *run, tn_gradient_lane *lane) {
     tn_engine *e = run->engine;
     const tn_buckets *b = &e->buckets[lane->segment];
     const float *parts[TN_SUM_PARTS_MAX], *other;
-    int chunks = tn_engine_share(e, run->batch).chunks;
     for (; lane->started < b->count && tn_gradient_tree_ready(lane->tree, lane->started); lane->started++) {
         int i = lane->started;
         tn_gradient_tree_parts(lane->tree, i, parts);
-        TN_TRY(tn_reduction_start(lane->reductions[i], chunks, b->bounds[i + 1] - b->bounds[i], parts,
-                                  tn_gradient_tree_sum(lane->tree, &other) + b->bounds[i]));
+        TN_TRY(tn_reduction_start(lane->reductions[i], run->share.chunks, b->bounds[i + 1] - b->bounds[i],
+                                  parts, tn_gradient_tree_sum(lane->tree, &other) + b->bounds[i]));
     }
     return TN_OK;
 }
@@ -149,7 +148,7 @@ static tn_status finish_lane(tn_engine *e, tn_gradient_lane *lane) {
 tn_status tn_sums_begin(tn_batch_run *run) {
     tn_engine *e = run->engine;
     const tn_buckets *b = &e->buckets[run->segment];
-    tn_batch_share share = tn_engine_share(e, run->batch);
+    tn_batch_share share = run->share;
     run->lane = NULL;
     if (b->count == 0) return TN_OK;
     e->next_lane = (e->next_lane + 1) % e->lane_count;

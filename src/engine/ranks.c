@@ -38,7 +38,8 @@ tn_status tn_ranks_check_share(const tn_engine *e, const tn_batch *b) {
 /* ---- batch norm ---- */
 
 /* Collects the sums of all chunks, so that a merge sees what it would see in a single process. */
-tn_status tn_ranks_gather_sums(tn_engine *e, int node) {
+tn_status tn_ranks_gather_sums(const tn_batch_run *run, int node) {
+    tn_engine *e = run->engine;
     size_t doubles;
     double *sums = tn_engine_node_ops(e, node)->sums(tn_executor_plan(e->executor, node), &doubles);
     return tn_comm_gather_ranges(e->config.comm, sums, doubles * sizeof *sums, e->first_chunk,
@@ -173,6 +174,7 @@ static tn_status broadcast_part(tn_engine *e, void *context, float *host, size_t
 
 tn_status tn_engine_broadcast(tn_engine *e) {
     if (!e->ranks) return TN_OK;
+    TN_TRY(tn_device_sums_connect(e));
     TN_TRY(visit_state(e, broadcast_part, NULL, true));
     e->packed = e->eval_loaded = false;
     TN_TRY(tn_comm_broadcast(e->config.comm, &e->average_begun, sizeof e->average_begun, "weights"));

@@ -43,6 +43,7 @@ typedef struct tn_recording {
     int rows, chunks;
     bool labels, update;
     float momentum, decay;
+    tn_device_work work; /* that it holds */
 } tn_recording;
 
 /* Result of one row of a batch. */
@@ -73,8 +74,16 @@ typedef struct tn_gradient_lane {
 typedef struct tn_flight {
     tn_batch batch; /* its counts, and whether there are labels: the arrays are the caller's again */
     bool update;
-    int slot; /* of the report that is fetched */
+    int slot;            /* of the report that is fetched */
+    tn_device_work work; /* of the processes' devices together */
 } tn_flight;
+
+/* Weights whose gradients, floats first .. first + count of the flat buffer, are summed together over the
+ * processes' devices: they are there behind step last_step of the training program. */
+typedef struct tn_device_bucket {
+    int last_step;
+    size_t first, count;
+} tn_device_bucket;
 
 /* Which chunks of a batch are this process's. */
 typedef struct tn_batch_share {
@@ -91,7 +100,11 @@ struct tn_engine {
     bool average_begun, average_used;
     tn_buckets *buckets; /* [segments of the training program]; NULL without training */
     tn_gradient_lane lanes[TN_LANES];
-    int lane_count, next_lane; /* no lane where the backend sums gradients itself */
+    int lane_count, next_lane;        /* no lane where the backend sums gradients itself */
+    tn_device_bucket *device_buckets; /* device_sums.c; NULL without other processes' devices */
+    int device_bucket_count, next_bucket;
+    bool connected; /* to the other processes */
+    void *stream;   /* of the backend, once the processes' devices are joined */
     tn_flat flat;
     int64_t *norm_batches;        /* [state_count] */
     tn_engine_config config;      /* resolved: threads and micro_batch are set */
@@ -124,6 +137,7 @@ typedef struct tn_batch_run {
     const tn_batch *batch;
     bool training;
     int segment;
+    tn_batch_share share;
     tn_gradient_lane *lane; /* of this segment's gradients, or NULL */
     float *logits;          /* of the host, or NULL */
 } tn_batch_run;
@@ -132,7 +146,7 @@ tn_batch_share tn_engine_share(const tn_engine *engine, const tn_batch *batch);
 
 /* ranks.c. Without other processes these do nothing (or, gather_rows, what there is to do alone). */
 tn_status tn_ranks_check_share(const tn_engine *engine, const tn_batch *batch);
-tn_status tn_ranks_gather_sums(tn_engine *engine, int node);
+tn_status tn_ranks_gather_sums(const tn_batch_run *run, int node);
 tn_status tn_ranks_sum_norms(tn_engine *engine, const tn_batch *batch);
 tn_status tn_ranks_share_flags(tn_engine *engine);
 tn_status tn_ranks_gather_rows(tn_engine *engine, const tn_batch *batch, const tn_row **out);
@@ -150,6 +164,21 @@ tn_status tn_sums_end(tn_batch_run *run);
 void tn_sums_bring(const tn_batch_run *run, const tn_chunk *chunk, int step, int worker);
 /* Behind the last segment: waits for what is under way, and all gradients are in the flat buffers. */
 tn_status tn_sums_finish(tn_engine *engine);
+
+/* device_sums.c, for backends with memory of their own: without other processes these do nothing. */
+tn_status tn_device_sums_create(tn_engine *engine);
+/* Joins the processes' devices, all processes together; nothing the second time. */
+tn_status tn_device_sums_connect(tn_engine *engine);
+/* Before the chunks of a batch. */
+tn_status tn_device_sums_begin(const tn_batch_run *run);
+/* The last chunk, or a process that has none, has passed a step: what is complete is summed from now on. */
+tn_status tn_device_sums_passed(const tn_batch_run *run, int step);
+/* Behind the last segment: the rest, and what the computation goes on with waits for all. */
+tn_status tn_device_sums_finish(const tn_batch_run *run);
+/* Batch norm over all processes: sums the moments of a norm before its merge, and has one process bring the
+ * gradients that all have behind it. */
+tn_status tn_device_sums_moments(const tn_batch_run *run, int node);
+tn_status tn_device_sums_keep_one(const tn_batch_run *run, const tn_segment *segment);
 
 /* Packs parameters if they changed, and sets bad_node. */
 tn_status tn_engine_pack(tn_engine *engine);

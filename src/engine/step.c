@@ -7,15 +7,17 @@
 /* ---- gradients ---- */
 
 /* Of the share's statistics or, where they are exchanged, of those of the whole batch. */
-static tn_status merge(const tn_batch_run *run, const tn_segment *segment, const tn_batch_share *share) {
+static tn_status merge(const tn_batch_run *run, const tn_segment *segment) {
     tn_engine *e = run->engine;
-    bool whole = e->ranks && e->config.sync_bn;
+    const tn_batch_share *share = &run->share;
+    bool whole = e->ranks && e->config.sync_bn, host = e->backend->ops->host_memory;
     int chunks = whole ? share->chunks : share->count, rows = whole ? share->rows : run->batch->rows;
     double start = tn_now();
-    if (whole) TN_TRY(tn_ranks_gather_sums(e, segment->merge_node));
+    if (whole) TN_TRY((host ? tn_ranks_gather_sums : tn_device_sums_moments)(run, segment->merge_node));
     if (rows > 0)
         TN_TRY(tn_executor_merge(e->executor, run->segment, chunks, rows, &e->flat,
                                  tn_engine_flags(e, TN_FLAG_STATISTICS, 0)));
+    if (whole && !host) TN_TRY(tn_device_sums_keep_one(run, segment));
     tn_engine_trace_work(e, e->config.threads, e->model->nodes[segment->merge_node].name, "merge", start);
     return TN_OK;
 }
@@ -23,25 +25,26 @@ static tn_status merge(const tn_batch_run *run, const tn_segment *segment, const
 static tn_status run_segment(tn_batch_run *run) {
     tn_engine *e = run->engine;
     const tn_segment *segment = &tn_executor_program(e->executor, true)->segments[run->segment];
-    tn_batch_share share = tn_engine_share(e, run->batch);
     TN_TRY(tn_sums_begin(run));
-    TN_TRY(
-        tn_pool_run_beside(e->pool, share.count, tn_engine_run_chunk, e->ranks ? tn_sums_aside : NULL, run));
+    TN_TRY(tn_pool_run_beside(e->pool, run->share.count, tn_engine_run_chunk, e->ranks ? tn_sums_aside : NULL,
+                              run));
     TN_TRY(tn_sums_end(run));
-    return segment->merge == TN_MERGE_NONE ? TN_OK : merge(run, segment, &share);
+    if (run->share.count == 0) TN_TRY(tn_device_sums_passed(run, segment->first + segment->count - 1));
+    return segment->merge == TN_MERGE_NONE ? TN_OK : merge(run, segment);
 }
 
 static tn_status issue_gradients(tn_engine *e, const tn_batch *batch) {
     const tn_program *program = tn_executor_program(e->executor, true);
     const tn_backend_ops *ops = e->backend->ops;
     int *flags = tn_engine_flags(e, TN_FLAG_GRADIENT, 0);
-    tn_batch_run run = {.engine = e, .batch = batch, .training = true};
+    tn_batch_run run = {.engine = e, .batch = batch, .training = true, .share = tn_engine_share(e, batch)};
+    TN_TRY(tn_device_sums_begin(&run));
     for (; run.segment < program->segment_count; run.segment++) TN_TRY(run_segment(&run));
     TN_TRY(tn_sums_finish(e));
-    TN_TRY(tn_ranks_sum_norms(e, batch));
+    TN_TRY(ops->host_memory ? tn_ranks_sum_norms(e, batch) : tn_device_sums_finish(&run));
     if (ops->finish_all) TN_TRY(ops->finish_all(e->backend));
     TN_TRY(ops->scalar_gradients(e->backend, e->model, &e->flat, flags + e->model->node_count));
-    TN_TRY(tn_ranks_share_flags(e));
+    if (ops->host_memory) TN_TRY(tn_ranks_share_flags(e));
     /* Parameters too: a step may be issued before anybody has seen that the last one spoiled them. */
     return ops->any(e->backend, e->report.flags, (int)(e->report.stop - e->report.flags), e->report.stop);
 }
@@ -131,10 +134,11 @@ static bool same_recording(const tn_recording *a, const tn_recording *b) {
 }
 
 /* The slot for this kind of step. Without norms a step does not depend on how many rows of its chunks count.
- */
+ * All processes of a run choose alike: what one has recorded with others' sums in it, all have. */
 static int slot_of(tn_engine *e, const tn_batch *b, const tn_sgd *sgd, bool *fresh) {
-    tn_recording wanted = {.rows = has_norms(e->model) ? b->rows : 0,
-                           .chunks = tn_engine_share(e, b).count,
+    tn_batch_share share = tn_engine_share(e, b);
+    tn_recording wanted = {.rows = has_norms(e->model) ? share.rows : 0,
+                           .chunks = share.chunks,
                            .labels = b->labels != NULL,
                            .update = sgd != NULL,
                            .momentum = sgd ? (float)sgd->momentum : 0,
@@ -167,22 +171,42 @@ static tn_status issue(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd) {
     return status;
 }
 
-static tn_status issue_or_replay(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd) {
+/* *work: what the processes' devices do together in it. */
+static tn_status issue_counted(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd, tn_device_work *work) {
+    tn_status status = issue(e, batch, sgd);
+    if (e->stream) *work = tn_comm_device_work(e->config.comm);
+    return status;
+}
+
+static tn_status issue_or_replay(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd,
+                                 tn_device_work *work) {
     const tn_backend_ops *ops = e->backend->ops;
     bool fresh, replay = false;
+    if (e->stream) tn_comm_device_begin(e->config.comm);
     /* A probe's sums go to the host while the batch runs. */
-    if (!ops->record || e->probe) return issue(e, batch, sgd);
+    if (!ops->record || e->probe) return issue_counted(e, batch, sgd, work);
     int slot = slot_of(e, batch, sgd, &fresh);
     TN_TRY(ops->record(e->backend, slot, fresh, &replay));
-    tn_status status = replay ? TN_OK : issue(e, batch, sgd);
+    tn_status status = replay ? TN_OK : issue_counted(e, batch, sgd, &e->recordings[slot].work);
     tn_status submitted = ops->submit(e->backend, slot, status == TN_OK);
+    *work = e->recordings[slot].work;
     return status != TN_OK ? status : submitted;
+}
+
+/* Waits for a step's report, and with it for what the processes' devices do together. */
+static tn_status take_report(tn_engine *e, const tn_flight *flight, double *watched) {
+    if (!e->stream) return tn_engine_take_report(e, flight->slot, watched);
+    tn_comm_device_enter(e->config.comm, flight->work, "gradients");
+    return tn_comm_device_leave(e->config.comm, flight->work,
+                                tn_engine_take_report(e, flight->slot, watched));
 }
 
 /* Issues a step and, behind it, the way of its report to the host. */
 static tn_status start(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd) {
+    tn_device_work work = {0, 0};
     if (!e->config.training) return tn_fail(TN_ERR_USAGE, "this engine was not made for training");
     if (e->flight_count == tn_engine_depth(e)) return tn_engine_check_idle(e);
+    TN_TRY(tn_device_sums_connect(e));
     TN_TRY(tn_engine_begin_average(e));
     if (sgd) TN_TRY(set_rates(e, sgd));
     begin_phase(e, "batch");
@@ -191,13 +215,13 @@ static tn_status start(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd) {
     TN_TRY(status);
     e->eval_loaded = false;
     begin_phase(e, "work");
-    status = issue_or_replay(e, batch, sgd);
+    status = issue_or_replay(e, batch, sgd, &work);
     if (status == TN_OK) status = tn_engine_fetch_report(e, e->next_fetch);
     end_phase(e);
     if (status != TN_OK) e->packed = false; /* who knows how far the update came */
     TN_TRY(status);
     e->flights[e->flight_count++] =
-        (tn_flight){.batch = *batch, .update = sgd != NULL, .slot = e->next_fetch};
+        (tn_flight){.batch = *batch, .update = sgd != NULL, .slot = e->next_fetch, .work = work};
     e->next_fetch = (e->next_fetch + 1) % TN_FETCH_SLOTS;
     return TN_OK;
 }
@@ -205,7 +229,7 @@ static tn_status start(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd) {
 static tn_status conclude(tn_engine *e, const tn_flight *flight, tn_result *result) {
     double watched;
     begin_phase(e, "report");
-    tn_status status = tn_engine_take_report(e, flight->slot, &watched);
+    tn_status status = take_report(e, flight, &watched);
     end_phase(e);
     if (status != TN_OK) e->packed = false;
     TN_TRY(status);
@@ -241,7 +265,8 @@ tn_status tn_engine_step(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd,
 }
 
 int tn_engine_depth(const tn_engine *e) {
-    return e->backend->ops->host_memory ? 1 : TN_FETCH_SLOTS;
+    /* Of what devices do together, one step at a time is counted (comm.h). */
+    return e->backend->ops->host_memory || e->ranks ? 1 : TN_FETCH_SLOTS;
 }
 
 tn_status tn_engine_issue(tn_engine *e, const tn_batch *batch, const tn_sgd *sgd) {

@@ -22,6 +22,9 @@ CUDA_CONV = "src/backend/cuda_conv.c"
 CUDA_NORM = "src/backend/cuda_norm.c"
 CUDA_TABLES = "src/backend/cuda_tables.c"
 STEP = "src/engine/step.c"
+DEVICE_SUMS = "src/engine/device_sums.c"
+COMM_NCCL = "src/comm/comm_nccl.c"
+WATCHDOG = "src/comm/watchdog.c"
 BARRIER = "__syncthreads();\n"
 
 MUTATIONS = [
@@ -268,4 +271,24 @@ MUTATIONS = [
      "padding keeps gradients of an earlier batch", "cuda_engine"),
     (STEP, "        if (same_recording(&e->recordings[i], &wanted)) return i;", "        if (same_recording(&e->recordings[i], &wanted) || 1) return i;",
      "a graph of another kind of step is replayed", "cuda_engine"),
+    # Several processes.
+    (OPTIMIZER, "if (i < count) values[i] *= factor;", "values[i] *= factor;", "scale: beyond the end",
+     "kernels_training"),
+    (COMM_NCCL, "    TRY_CUDA(cudaStreamWaitEvent(s->stream, s->ready, 0));\n", "",
+     "sums do not wait for what they add", "cuda_ranks"),
+    (COMM_NCCL, "    TRY_CUDA(cudaStreamWaitEvent(stream, s->done, 0));\n", "",
+     "the update does not wait for the sums", "cuda_ranks"),
+    (DEVICE_SUMS, "        if (last[p] > step) step = last[p];\n", "        if (last[p] > step) step = 0;\n",
+     "buckets are summed before they are complete", "cuda_ranks"),
+    (DEVICE_SUMS, "if (!together(e) || run->share.count > 0) return TN_OK;", "return TN_OK;",
+     "a process without rows brings the gradients of the last batch", "cuda_ranks"),
+    (DEVICE_SUMS, "                                {flags, (size_t)(end - flags), TN_DEVICE_FLAGS},\n",
+     "                                {flags, 0 * (size_t)(end - flags), TN_DEVICE_FLAGS},\n",
+     "a process does not hear of what is not finite elsewhere", "cuda_ranks"),
+    (DEVICE_SUMS, "segment->merge != TN_MERGE_REDUCE || ", "segment->merge != TN_MERGE_REDUCE || true || ",
+     "gradients of norms over all processes are added up once more", "cuda_ranks"),
+    (DEVICE_SUMS, "    if (local) TN_TRY(e->backend->ops->scale(", "    if (0) TN_TRY(e->backend->ops->scale(",
+     "running statistics are added up without weights", "cuda_ranks"),
+    (WATCHDOG, "    if (w->abort) w->abort(w->context);\n", "", "nothing frees a rank that waits on its device",
+     "cuda_ranks"),
 ]

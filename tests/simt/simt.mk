@@ -14,6 +14,8 @@ SIMT_SRC := $(sort $(wildcard $(SIMT_DIR)/runtime/*.cpp))
 SIMT_PLAIN_SRC := $(filter-out %/shadow.cpp %/hooks.cpp,$(SIMT_SRC))
 # What the hooks see must be what the source says: aggregates are not split into words.
 SIMT_CHECK_FLAGS := -O1 -fno-tree-sra -fno-inline-small-functions -fsanitize=thread --param tsan-instrument-func-entry-exit=0
+# With MPI, processes can have this machine's NCCL.
+SIMT_DEFINES += $(if $(MPI_CFLAGS),-DTN_MPI -DTN_NCCL)
 SIMT_C := $(CC) -std=c11 -g -O2 -D_GNU_SOURCE -DTN_HAVE_CUDA -DTN_VERSION='"$(VERSION)"' $(SIMT_DEFINES) -fopenmp -ffp-contract=off -Wall -Wextra
 
 # Test programs, one for each test_NAME.c here, and what they may link with: kernels, and host code against this
@@ -23,7 +25,7 @@ SIMT_HOST_SRC := src/base/philox.c src/base/fail.c src/base/memory.c src/data/au
 SIMT_TESTED := $(patsubst %.cu,%.o,$(sort $(wildcard kernels/*.cu))) $(SIMT_HOST_SRC:.c=.o)
 SIMT_TEST_LIBS := -lcmocka
 # Programs test_cuda_NAME link with the whole library and its CUDA backend.
-SIMT_BACKEND := $(CUDA_SRC:.c=.o) src/backend/backend.o
+SIMT_BACKEND := $(CUDA_SRC:.c=.o) src/backend/backend.o $(if $(MPI_CFLAGS),src/comm/transport.o src/comm/comm_nccl.o)
 
 define SIMT_BUILD
 $(BUILD)/simt/$(1)/libsimt.a: $(patsubst $(SIMT_DIR)/runtime/%.cpp,$(BUILD)/simt/$(1)/runtime/%.o,$(2))
@@ -49,7 +51,7 @@ $(patsubst %,$(BUILD)/simt/$(1)/%,$(filter-out test_cuda_%,$(SIMT_TESTS))): $(BU
 $(patsubst %,$(BUILD)/simt/$(1)/%,$(filter test_cuda_%,$(SIMT_TESTS))): $(BUILD)/simt/$(1)/%: \
     $(BUILD)/simt/$(1)/$(SIMT_DIR)/%.o $(SIMT_BACKEND:%=$(BUILD)/simt/$(1)/%) \
     $(call OBJ,$(SUPPORT_SRC)) $(BUILD)/simt/$(1)/libtested.a $(BUILD)/libtaunet.a $(BUILD)/simt/$(1)/libsimt.a
-	g++ -g -fopenmp -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(LDLIBS) $(SIMT_TEST_LIBS) $(SIMT_LIBS)
+	g++ -g -fopenmp -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(filter-out -lnccl,$(LDLIBS)) $(SIMT_TEST_LIBS) $(SIMT_LIBS)
 endef
 # Counts a training step (count_step.c).
 SIMT_WRAPPED := $(foreach f,forward backward_data backward_weights,-Wl,--wrap=tn_launch_conv3x3_$(f))

@@ -150,6 +150,21 @@ static void test_add(void **unused) {
     check_case("add", run_add, NULL);
 }
 
+static void run_scale(void *argument) {
+    const size_t count = 1030;
+    (void)argument;
+    tensor x = tensor_random(count, F, 1);
+    double *wanted = host_doubles(count);
+    for (size_t i = 0; i < count; i++) wanted[i] = x.host[i] * (i ? 0.375 : 1);
+    OK(tn_launch_scale(count - 1, floats(x) + 1, 0.375f, 0));
+    check_tensor("scaled", &x, wanted);
+}
+
+static void test_scale(void **unused) {
+    (void)unused;
+    check_case("scale", run_scale, NULL);
+}
+
 #define NODES  70
 #define PARAMS 40
 
@@ -362,11 +377,9 @@ static void test_pack(void **unused) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_loss),
-                                       cmocka_unit_test(test_sgd),
-                                       cmocka_unit_test(test_add),
-                                       cmocka_unit_test(test_scalars),
-                                       cmocka_unit_test(test_weight_gradients),
-                                       cmocka_unit_test(test_pack)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_loss),  cmocka_unit_test(test_sgd),     cmocka_unit_test(test_add),
+        cmocka_unit_test(test_scale), cmocka_unit_test(test_scalars), cmocka_unit_test(test_weight_gradients),
+        cmocka_unit_test(test_pack)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

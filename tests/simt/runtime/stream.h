@@ -66,6 +66,7 @@ struct Stream {
 
 struct Event {
     bool timing, recorded = false, destroyed = false;
+    bool external = false; /* recorded by a graph */
     Need point{nullptr, 0};
     Clock clock;
     Capture *capture = nullptr;

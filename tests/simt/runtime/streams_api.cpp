@@ -332,11 +332,32 @@ cudaError_t cudaEventRecord(cudaEvent_t handle, cudaStream_t stream) {
         return true;
     };
     if (cudaError_t error = enqueue(*s, std::move(op))) return api_return(error);
+    e->external = false;
     e->capture = nullptr;
     e->nodes.clear();
     e->point = Need{s, s->enqueued};
     e->clock = s->last;
     return cudaSuccess;
+}
+
+/* External: a node of the graph that takes the time whenever the graph runs. Here for cudaEventElapsedTime
+ * alone. */
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t handle, cudaStream_t stream, unsigned int flags) {
+    if (flags == cudaEventRecordDefault) return cudaEventRecord(handle, stream);
+    API_ENTER();
+    Event *e = find_event(handle);
+    Stream *s = find_stream(stream);
+    if (!e || !s) return api_return(cudaErrorInvalidResourceHandle);
+    if (flags != cudaEventRecordExternal || !s->capture) return api_return(cudaErrorInvalidValue);
+    e->recorded = e->external = true;
+    e->seconds = 0;
+    Op op;
+    op.what = __func__;
+    op.run = [e](Op &) {
+        e->seconds = now();
+        return true;
+    };
+    return api_return(enqueue(*s, std::move(op)));
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t handle, unsigned int) {
@@ -398,8 +419,14 @@ cudaError_t cudaEventQuery(cudaEvent_t handle) {
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {
     API_ENTER();
     Event *a = find_event(start), *b = find_event(end);
-    if (!a || !b || !a->timing || !b->timing || !a->point.stream || !b->point.stream)
+    if (!a || !b || !a->timing || !b->timing || a->external != b->external)
         return api_return(cudaErrorInvalidResourceHandle);
+    if (a->external) {
+        if (a->seconds <= 0 || b->seconds < a->seconds) return cudaErrorNotReady;
+        *milliseconds = (float)((b->seconds - a->seconds) * 1e3);
+        return cudaSuccess;
+    }
+    if (!a->point.stream || !b->point.stream) return api_return(cudaErrorInvalidResourceHandle);
     if (a->point.stream->completed < a->point.seq || b->point.stream->completed < b->point.seq)
         return cudaErrorNotReady;
     *milliseconds = (float)((b->seconds - a->seconds) * 1e3);
