@@ -106,6 +106,10 @@ static method choose_method(const tn_conv_shape *s) {
     return s->kernel == 3 && s->padding == 1 && s->stride <= 2 && tiled && narrow ? DIRECT : IM2COL;
 }
 
+bool tn_cuda_conv_is_fused(const tn_conv_shape *shape) {
+    return choose_method(shape) == DIRECT;
+}
+
 static size_t reserve(size_t *scratch, size_t bytes) {
     size_t at = *scratch;
     *scratch += (bytes + 255) / 256 * 256;
