@@ -135,7 +135,7 @@ typedef struct tn_cuda_plan {
  * and says `implementation`. */
 void tn_cuda_conv_yield(tn_plan *plan, const char *implementation);
 /* Whether a convolution of this shape is a kernel of its own, else a product of cuBLAS. */
-bool tn_cuda_conv_is_fused(const tn_conv_shape *shape);
+bool tn_cuda_conv_is_fused(const tn_conv_shape *shape, tn_precision precision);
 /* cuda_stage.c: spans, see tn_backend_ops. */
 int tn_cuda_span(const tn_backend *backend, const tn_model *model, int node, int chunk_rows);
 tn_status tn_cuda_span_plan(tn_backend *backend, const tn_model *model, int node, int count, int chunks,

@@ -209,7 +209,7 @@ static tn_cuda_choice choose_alone(const tn_cuda_arch *arch, tn_precision precis
     tn_cuda_choice c = {.way = TN_CUDA_OTHER, .nodes = 1};
     const node_facts f = facts_of(precision, m, node, rows);
     if (f.node->kind == TN_NODE_CONV || f.node->kind == TN_NODE_LINEAR) {
-        c.way = tn_cuda_conv_is_fused(&f.shape) ? TN_CUDA_CONV : TN_CUDA_CUBLAS;
+        c.way = tn_cuda_conv_is_fused(&f.shape, precision) ? TN_CUDA_CONV : TN_CUDA_CUBLAS;
         c.possible[TN_CUDA_CUBLAS] = true;
         c.cost[TN_CUDA_CUBLAS] = cublas_cost(arch, precision, &f);
         if (c.way == TN_CUDA_CONV) c.cost[TN_CUDA_CONV] = conv_cost(arch, &f);
