@@ -2,19 +2,17 @@
  * of 16; its weight gradient is in conv_wmma_weights.cu, the tiles are described in wmma.cuh.
  *
  * - forward: y = act(s * conv(x, w) + c + bias + r) + d, and the ReLU mask, in one pass
- * - backward data of stride 1: the same with reversed taps and exchanged channels; dx = gate * (conv + r) and
- *   its sums, where r is another part of the gradient and gate the mask of whoever made x
+ * - backward data: the same with reversed taps and exchanged channels; dx = gate * (conv + r) and its sums,
+ *   where r is another part of the gradient and gate the mask of whoever made x
  *
  * Up to 128 bytes of channels (64 in bf16), the weights of a block's output channels stay in shared memory
  * while the block goes through its tiles, loading one ahead. Above, and for images of which too few rows
  * would fit, a block computes one tile and takes input and weights in slices of 32 bytes of channels, loading
  * one slice ahead; its sums stay in registers meanwhile. Outputs are overwritten; y may be r. */
-#include "kernels/wmma.cuh"
+#include "kernels/wmma_end.cuh"
 
-#define COLUMNS       64 /* output channels of a block, at most */
-#define STAGING_PITCH 20 /* floats from row to row of the 16x16 sums on their way through shared memory */
-#define STAGING_BYTES (16 * STAGING_PITCH * (int)sizeof(float)) /* of a warp */
-#define WIDE_WARPS    16                                        /* of a block that streams */
+#define COLUMNS    64 /* output channels of a block, at most */
+#define WIDE_WARPS 16 /* of a block that streams */
 
 typedef struct conv_job {
     wmma_tiles t;
@@ -22,150 +20,6 @@ typedef struct conv_job {
     int x_pitch, w_pitch;
     int depth, columns; /* channels of a slice; output channels of a block */
 } conv_job;
-
-typedef struct conv_end {
-    tn_epilogue e;
-    const uint32_t *gate; /* backward data */
-    double *partial;      /* [blocks][2]: sums after and before the gate; NULL: not wanted */
-} conv_end;
-
-/* ---- masks: each lane has 8 channels of a pixel, of every one of NT groups of 16 ---- */
-
-/* Bits of this lane's channels from a mask, one request for all NT where the layout allows. `byte` is that of
- * the pixel's first channel; all lanes of a warp call this. */
-template <int NT>
-__device__ __forceinline__ void read_bits(const uint32_t *mask, size_t byte, bool inside, bool whole,
-                                          int left, unsigned (&bits)[NT]) {
-    const uint8_t *from = reinterpret_cast<const uint8_t *>(mask) + byte;
-    const int lane = threadIdx.x % 32, half = lane % 2;
-    if (NT == 1 || !whole) {
-#pragma unroll
-        for (int j = 0; j < NT; j++) bits[j] = inside && 16 * j < left ? from[2 * j + half] : 0;
-        return;
-    }
-    unsigned word = 0;
-    if (inside && NT == 2) word = reinterpret_cast<const uint16_t *>(from)[half];
-    if (inside && NT == 4) word = reinterpret_cast<const uint32_t *>(from)[half];
-#pragma unroll
-    for (int j = 0; j < NT; j++) {
-        const unsigned theirs = __shfl_sync(0xffffffffu, word, lane / 2 * 2 + j * 2 / NT);
-        bits[j] = theirs >> (j % (NT / 2 + NT % 2) * 16 + half * 8) & 0xff;
-    }
-}
-
-template <int NT>
-__device__ __forceinline__ void write_bits(uint32_t *mask, size_t byte, bool inside, bool whole, int left,
-                                           const unsigned (&bits)[NT]) {
-    uint8_t *to = reinterpret_cast<uint8_t *>(mask) + byte;
-    const int half = threadIdx.x % 2;
-    if (NT == 1 || !whole) {
-#pragma unroll
-        for (int j = 0; j < NT; j++)
-            if (inside && 16 * j < left) to[2 * j + half] = (uint8_t)bits[j];
-        return;
-    }
-    unsigned pair[NT];
-#pragma unroll
-    for (int j = 0; j < NT; j++) {
-        const unsigned theirs = __shfl_xor_sync(0xffffffffu, bits[j], 1);
-        pair[j] = half ? theirs | bits[j] << 8 : bits[j] | theirs << 8;
-    }
-    if (!inside) return;
-    if (NT == 2) reinterpret_cast<uint16_t *>(to)[half] = (uint16_t)(half ? pair[NT / 2] : pair[0]);
-    if (NT == 4)
-        reinterpret_cast<uint32_t *>(to)[half] =
-            half ? pair[NT / 2] | pair[NT - 1] << 16 : pair[0] | pair[NT / 4] << 16;
-}
-
-/* ---- the end of a tile ---- */
-
-/* What a thread has seen. */
-typedef struct conv_seen {
-    bool bad;
-    float after, before;
-} conv_seen;
-
-/* z of 8 channels of one pixel becomes y. `at` is the first element. */
-template <typename Y>
-__device__ __forceinline__ unsigned finish8(float z[8], size_t at, int channel, const conv_end &end,
-                                            unsigned gate, conv_seen &seen, Y *y) {
-    const tn_epilogue &e = end.e;
-    const float s = value_or(e.s, 1.0f), c = value_or(e.c, 0.0f), d = value_or(e.d, 0.0f);
-#pragma unroll
-    for (int k = 0; k < 8; k++) z[k] = s * z[k] + c + (e.bias ? e.bias[channel + k] : 0.0f);
-    if (e.r) {
-        float r[8];
-        load8(static_cast<const Y *>(e.r) + at, r);
-#pragma unroll
-        for (int k = 0; k < 8; k++) z[k] += r[k];
-    }
-    seen.bad = seen.bad || !all_finite8(z);
-    if (end.gate || end.partial) {
-#pragma unroll
-        for (int k = 0; k < 8; k++) {
-            seen.before += z[k];
-            if (!(gate >> k & 1)) z[k] = 0.0f;
-            seen.after += z[k];
-        }
-    }
-    const unsigned bits = activate8(z, e.relu != 0, d);
-    store8(y + at, z);
-    return bits;
-}
-
-/* Sums of 16 positions and 16 NT channels, through shared memory into y: a lane takes 8 channels of one
- * pixel. */
-template <typename T, typename Y, int NT>
-__device__ __forceinline__ void finish(const wmma_tiles &t, int tile, int q, int channel,
-                                       typename fragments<T>::sums (&sums)[NT], const conv_end &end,
-                                       float *staging, conv_seen &seen, Y *y) {
-    const int lane = threadIdx.x % 32, row = lane / 2, half = lane % 2;
-    const int pixel = pixel_at(t, tile, q + row), left = t.out_channels - channel;
-    const bool inside = pixel >= 0, whole = t.out_channels % (16 * NT) == 0;
-    const size_t first = inside ? (size_t)pixel * t.out_channels + channel : 0;
-    unsigned gate[NT], bits[NT];
-    if (end.gate) {
-        read_bits<NT>(end.gate, first / 8, inside, whole, left, gate);
-    } else {
-#pragma unroll
-        for (int j = 0; j < NT; j++) gate[j] = 0xff;
-    }
-#pragma unroll
-    for (int j = 0; j < NT; j++) {
-        float z[8];
-        wmma::store_matrix_sync(staging, sums[j], STAGING_PITCH, wmma::mem_row_major);
-        __syncwarp();
-        load8(staging + row * STAGING_PITCH + half * 8, z);
-        __syncwarp();
-        bits[j] = 0;
-        if (inside && 16 * j < left)
-            bits[j] =
-                finish8<Y>(z, first + 16 * j + half * 8, channel + 16 * j + half * 8, end, gate[j], seen, y);
-    }
-    if (end.e.mask) write_bits<NT>(end.e.mask, first / 8, inside, whole, left, bits);
-}
-
-/* The sum over a block of up to 16 warps, in thread 0. */
-__device__ __forceinline__ double wide_sum(double v) {
-    __shared__ double warps[WIDE_WARPS];
-    v = warp_sum(v);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
-    __syncthreads();
-    if (threadIdx.x == 0)
-        for (unsigned i = 1; i < blockDim.x / 32; i++) v += warps[i];
-    return v;
-}
-
-__device__ __forceinline__ void report(const conv_end &end, const conv_seen &seen) {
-    raise_flag(end.e.nonfinite, seen.bad);
-    if (!end.partial) return;
-    const double after = wide_sum((double)seen.after), before = wide_sum((double)seen.before);
-    if (threadIdx.x) return;
-    const size_t block = (size_t)blockIdx.y * gridDim.x + blockIdx.x;
-    end.partial[2 * block] = after;
-    end.partial[2 * block + 1] = before;
-}
 
 /* ---- kernels ---- */
 
@@ -182,12 +36,13 @@ static __global__ void __launch_bounds__(THREADS, 2)
     const E *const weights = reinterpret_cast<const E *>(weights_at);
     float *const staging =
         reinterpret_cast<float *>(weights_at + job.w_bytes + threadIdx.x / 32 * STAGING_BYTES);
-    const int n0 = blockIdx.y * COLUMNS, rounds = job.columns / (16 * NT),
-              items = t.positions / (16 * MT) * rounds;
+    const int n0 = blockIdx.y * COLUMNS, rounds = job.columns / (16 * NT), strips = t.positions / (16 * MT),
+              items = strips * rounds * (t.stride == WMMA_UP ? 4 : 1);
+    const wmma_class all = {-1, -1};
     conv_seen seen = {};
 
     clear_shared(shared, job.buffers * job.x_bytes);
-    load_weights(w, t.in_channels, t.out_channels, 0, job.depth, n0, job.columns,
+    load_weights(w, t.in_channels, t.out_channels, 0, job.depth, n0, job.columns, all,
                  reinterpret_cast<E *>(weights_at), job.w_pitch);
     __syncthreads();
     load_input(t, blockIdx.x, x, 0, job.depth, reinterpret_cast<E *>(shared), job.x_pitch);
@@ -202,24 +57,19 @@ static __global__ void __launch_bounds__(THREADS, 2)
         wait_loads<1>();
         __syncthreads();
         for (int item = threadIdx.x / 32; item < items; item += THREADS / 32) {
-            const int n = item % rounds * 16 * NT, q = item / rounds * 16 * MT;
-            if (n0 + n >= t.out_channels) continue;
-            typename fragments<T>::sums sums[MT][NT];
-#pragma unroll
-            for (int i = 0; i < MT * NT; i++) wmma::fill_fragment(sums[i / NT][i % NT], 0.0f);
-            multiply_taps<T, MT, NT>(sums, t, input + q * job.x_pitch, job.x_pitch, weights + n, job.w_pitch,
-                                     job.depth);
-#pragma unroll
-            for (int m = 0; m < MT; m++)
-                finish<T, Y, NT>(t, tile, q + 16 * m, n0 + n, sums[m], end, staging, seen, y);
+            const int n = item % rounds * 16 * NT, q = item / rounds % strips * 16 * MT;
+            const wmma_class c = class_of(t, 3 - item / rounds / strips); /* the one with most taps first */
+            if (n0 + n < t.out_channels)
+                convolve_strip<T, MT, NT>(t, c, tile, q, n0 + n, input + q * job.x_pitch, job.x_pitch,
+                                          weights + n, job.w_pitch, job.depth, end, staging, seen, y);
         }
         __syncthreads();
     }
     report(end, seen);
 }
 
-/* One tile, slices of channels; a warp has 32 positions. Shared memory: two buffers of input, two of weights,
- * staging. */
+/* One tile (and class, blockIdx.z), slices of channels; a warp has 32 positions. Shared memory: two buffers
+ * of input, two of weights, staging. */
 template <typename T, typename X, typename Y>
 static __global__ void __launch_bounds__(32 * WIDE_WARPS)
     conv_streamed(conv_job job, const X *__restrict__ x, const typename T::element *__restrict__ w,
@@ -232,6 +82,7 @@ static __global__ void __launch_bounds__(32 * WIDE_WARPS)
     const int warp = threadIdx.x / 32, tile = blockIdx.x, n0 = blockIdx.y * COLUMNS, q = warp * 16 * MT,
               slices = t.in_channels / DEPTH;
     float *const staging = reinterpret_cast<float *>(weights_at + 2 * job.w_bytes + warp * STAGING_BYTES);
+    const wmma_class c = class_of(t, blockIdx.z);
     conv_seen seen = {};
     typename fragments<T>::sums sums[MT][NT];
 #pragma unroll
@@ -244,7 +95,7 @@ static __global__ void __launch_bounds__(32 * WIDE_WARPS)
         if (next < slices) {
             load_input(t, tile, x, next * DEPTH, DEPTH, reinterpret_cast<E *>(shared + into * job.x_bytes),
                        DEPTH);
-            load_weights(w, t.in_channels, t.out_channels, next * DEPTH, DEPTH, n0, COLUMNS,
+            load_weights(w, t.in_channels, t.out_channels, next * DEPTH, DEPTH, n0, COLUMNS, c,
                          reinterpret_cast<E *>(weights_at + into * job.w_bytes), PITCH);
         }
         commit_loads();
@@ -253,14 +104,14 @@ static __global__ void __launch_bounds__(32 * WIDE_WARPS)
         __syncthreads();
         if (q < t.positions)
             multiply_taps<T, MT, NT>(
-                sums, t, reinterpret_cast<const E *>(shared + (slice & 1) * job.x_bytes) + q * DEPTH, DEPTH,
-                reinterpret_cast<const E *>(weights_at + (slice & 1) * job.w_bytes), PITCH, DEPTH);
+                sums, t, c, reinterpret_cast<const E *>(shared + (slice & 1) * job.x_bytes) + q * DEPTH,
+                DEPTH, reinterpret_cast<const E *>(weights_at + (slice & 1) * job.w_bytes), PITCH, DEPTH);
         __syncthreads();
     }
     if (q < t.positions) {
 #pragma unroll
         for (int m = 0; m < MT; m++)
-            finish<T, Y, NT>(t, tile, q + 16 * m, n0, sums[m], end, staging, seen, y);
+            finish<T, Y, NT>(t, c, tile, q + 16 * m, n0, sums[m], end, staging, seen, y);
     }
     report(end, seen);
 }
@@ -282,12 +133,18 @@ static int round128(int bytes) {
     return (bytes + 127) / 128 * 128;
 }
 
+/* Rows of positions. */
+static int grid_height(const tn_conv_shape *s) {
+    return s->stride == WMMA_UP ? s->in_height : s->out_height;
+}
+
 /* The largest even share of the rows that is at most `band`. */
 static int even_band(int rows, int band) {
     return divide_up(rows, divide_up(rows, band));
 }
 
 static bool plan_resident(const tn_conv_shape *s, int element, conv_job *job) {
+    const int height = grid_height(s);
     if (s->in_channels * element > 128) return false;
     const int most = s->out_channels < COLUMNS ? s->out_channels : COLUMNS;
     job->depth = s->in_channels;
@@ -297,18 +154,17 @@ static bool plan_resident(const tn_conv_shape *s, int element, conv_job *job) {
     job->w_bytes = round128(9 * job->depth * job->w_pitch * element);
     const int fixed = job->w_bytes + THREADS / 32 * STAGING_BYTES;
     const int room = (RESIDENT_BYTES - fixed) / 2 < INPUT_BYTES ? (RESIDENT_BYTES - fixed) / 2 : INPUT_BYTES;
-    int band = s->out_height, least = band < RESIDENT_ROWS ? band : RESIDENT_ROWS;
+    int band = height, least = band < RESIDENT_ROWS ? band : RESIDENT_ROWS;
     for (;; band--) {
         if (band < least) return false;
         job->t = wmma_tiles_of(s, band, 1, 32);
         job->x_bytes = round128(job->t.pixels * job->x_pitch * element);
         if (job->x_bytes <= room) break;
     }
-    band = even_band(s->out_height, band);
-    if (band >= 2 * RESIDENT_ROWS && divide_up(s->out_height, band) * s->rows < FEW_TILES)
-        band = divide_up(band, 2);
+    band = even_band(height, band);
+    if (band >= 2 * RESIDENT_ROWS && divide_up(height, band) * s->rows < FEW_TILES) band = divide_up(band, 2);
     int images = 1;
-    while (band == s->out_height && images < s->rows && wmma_tiles_of(s, band, images + 1, 1).positions <= 96)
+    while (band == height && images < s->rows && wmma_tiles_of(s, band, images + 1, 1).positions <= 96)
         images++;
     job->t = wmma_tiles_of(s, band, images, 32);
     job->x_bytes = round128(job->t.pixels * job->x_pitch * element);
@@ -316,18 +172,17 @@ static bool plan_resident(const tn_conv_shape *s, int element, conv_job *job) {
 }
 
 static bool plan_streamed(const tn_conv_shape *s, int element, conv_job *job) {
-    const int most = s->stride == 1 ? 32 * WIDE_WARPS : 16 * WIDE_WARPS;
-    if (s->out_width > MAX_WIDTH) return false;
+    const int most = s->stride == 2 ? 16 * WIDE_WARPS : 32 * WIDE_WARPS, height = grid_height(s);
+    if (wmma_tiles_of(s, 1, 1, 1).grid_width > MAX_WIDTH) return false;
     job->depth = 32 / element;
     job->columns = COLUMNS;
     job->x_pitch = job->depth;
     job->w_pitch = element == 2 ? wmma_pitch<bf16>(COLUMNS) : wmma_pitch<float>(COLUMNS);
     job->w_bytes = round128(9 * job->depth * job->w_pitch * element);
-    int band = s->out_height, images = 1;
+    int band = height, images = 1;
     while (band > 1 && wmma_tiles_of(s, band, 1, 32).positions > most) band--;
-    band = even_band(s->out_height, band);
-    while (band == s->out_height && images < s->rows &&
-           wmma_tiles_of(s, band, images + 1, 32).positions <= most)
+    band = even_band(height, band);
+    while (band == height && images < s->rows && wmma_tiles_of(s, band, images + 1, 32).positions <= most)
         images++;
     job->t = wmma_tiles_of(s, band, images, 32);
     job->x_bytes = round128(job->t.pixels * 32);
@@ -356,7 +211,7 @@ static bool plan(const tn_conv_shape *s, tn_wmma unit, conv_launch *l) {
         l->job.buffers = 2;
         l->threads = job->t.positions;
     }
-    l->grid = dim3((unsigned)blocks, (unsigned)columns);
+    l->grid = dim3((unsigned)blocks, (unsigned)columns, l->resident || s->stride != WMMA_UP ? 1 : 4);
     l->shared =
         job->buffers * job->x_bytes + (l->resident ? 1 : 2) * job->w_bytes + l->threads / 32 * STAGING_BYTES;
     return true;
@@ -364,12 +219,25 @@ static bool plan(const tn_conv_shape *s, tn_wmma unit, conv_launch *l) {
 
 /* ---- launchers ---- */
 
-template <typename K, typename X, typename E, typename Y>
-static cudaError_t start(K kernel, const conv_launch *l, const X *x, const E *w, const conv_end &end, Y *y,
-                         cudaStream_t stream) {
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, l->shared);
+template <typename T, typename X, typename Y, int NT>
+static cudaError_t launch_resident(const conv_launch *l, const X *x, const typename T::element *w,
+                                   const conv_end &end, Y *y, cudaStream_t stream) {
+    cudaError_t error = cudaFuncSetAttribute(conv_resident<T, X, Y, NT>,
+                                             cudaFuncAttributeMaxDynamicSharedMemorySize, l->shared);
     if (error != cudaSuccess) return error;
-    TN_LAUNCH(kernel, l->grid, (unsigned)l->threads, (size_t)l->shared, stream, l->job, x, w, end, y);
+    TN_LAUNCH((conv_resident<T, X, Y, NT>), l->grid, (unsigned)l->threads, (size_t)l->shared, stream, l->job,
+              x, w, end, y);
+    return cudaGetLastError();
+}
+
+template <typename T, typename X, typename Y>
+static cudaError_t launch_streamed(const conv_launch *l, const X *x, const typename T::element *w,
+                                   const conv_end &end, Y *y, cudaStream_t stream) {
+    cudaError_t error =
+        cudaFuncSetAttribute(conv_streamed<T, X, Y>, cudaFuncAttributeMaxDynamicSharedMemorySize, l->shared);
+    if (error != cudaSuccess) return error;
+    TN_LAUNCH((conv_streamed<T, X, Y>), l->grid, (unsigned)l->threads, (size_t)l->shared, stream, l->job, x,
+              w, end, y);
     return cudaGetLastError();
 }
 
@@ -379,9 +247,9 @@ static cudaError_t launch(const conv_launch *l, const void *from, const void *we
     const X *x = static_cast<const X *>(from);
     const typename T::element *w = static_cast<const typename T::element *>(weights);
     Y *y = static_cast<Y *>(to);
-    if (!l->resident) return start(conv_streamed<T, X, Y>, l, x, w, end, y, stream);
-    if (l->job.columns % 32) return start(conv_resident<T, X, Y, 1>, l, x, w, end, y, stream);
-    return start(conv_resident<T, X, Y, 2>, l, x, w, end, y, stream);
+    if (!l->resident) return launch_streamed<T, X, Y>(l, x, w, end, y, stream);
+    if (l->job.columns % 32) return launch_resident<T, X, Y, 1>(l, x, w, end, y, stream);
+    return launch_resident<T, X, Y, 2>(l, x, w, end, y, stream);
 }
 
 template <typename X, typename Y>
@@ -401,15 +269,24 @@ static cudaError_t convolve(const conv_launch *l, tn_wmma unit, tn_storage x_sto
 /* Backward data as a forward convolution. */
 static tn_conv_shape reversed(const tn_conv_shape *s) {
     tn_conv_shape back = *s;
+    back.in_height = s->out_height;
+    back.in_width = s->out_width;
     back.in_channels = s->out_channels;
+    back.out_height = s->in_height;
+    back.out_width = s->in_width;
     back.out_channels = s->in_channels;
+    back.stride = s->stride == 2 ? WMMA_UP : 1;
     return back;
+}
+
+static size_t block_count(const conv_launch *l) {
+    return (size_t)l->grid.x * l->grid.y * l->grid.z;
 }
 
 int tn_wmma3x3_takes(const tn_conv_shape *shape, tn_wmma unit) {
     conv_launch l;
     const tn_conv_shape back = reversed(shape);
-    return !bad_wmma3x3(shape) && plan(shape, unit, &l) && (shape->stride == 2 || plan(&back, unit, &l)) &&
+    return !bad_wmma3x3(shape) && plan(shape, unit, &l) && plan(&back, unit, &l) &&
            tn_wmma3x3_weights_fit(shape, unit);
 }
 
@@ -428,7 +305,7 @@ cudaError_t tn_launch_wmma3x3_forward(const tn_conv_shape *shape, tn_wmma unit, 
 size_t tn_wmma3x3_sum_workspace(const tn_conv_shape *shape, tn_wmma unit) {
     const tn_conv_shape back = reversed(shape);
     conv_launch l;
-    return plan(&back, unit, &l) ? (size_t)l.grid.x * l.grid.y * 2 * sizeof(double) : 0;
+    return plan(&back, unit, &l) ? block_count(&l) * 2 * sizeof(double) : 0;
 }
 
 cudaError_t tn_launch_wmma3x3_backward_data(const tn_conv_shape *shape, tn_wmma unit, tn_storage y_store,
@@ -436,7 +313,7 @@ cudaError_t tn_launch_wmma3x3_backward_data(const tn_conv_shape *shape, tn_wmma 
                                             void *dx, void *workspace, cudaStream_t stream) {
     const tn_conv_shape back = reversed(shape);
     conv_launch l;
-    if (bad_wmma3x3(shape) || shape->stride != 1 || !plan(&back, unit, &l) || (gate.sums && !workspace))
+    if (bad_wmma3x3(shape) || !plan(&back, unit, &l) || (gate.sums && !workspace))
         return cudaErrorInvalidValue;
     if (misaligned(dz) || misaligned(dx) || misaligned(w) || misaligned(gate.r) || misaligned(workspace))
         return cudaErrorMisalignedAddress;
@@ -448,6 +325,6 @@ cudaError_t tn_launch_wmma3x3_backward_data(const tn_conv_shape *shape, tn_wmma 
     end.partial = gate.sums ? static_cast<double *>(workspace) : NULL;
     cudaError_t error = convolve(&l, unit, y_store, dz, w, end, x_store, dx, stream);
     if (error != cudaSuccess || !gate.sums) return error;
-    tn_merge_sums((int)(l.grid.x * l.grid.y), end.partial, gate.sums, stream);
+    tn_merge_sums((int)block_count(&l), end.partial, gate.sums, stream);
     return cudaGetLastError();
 }

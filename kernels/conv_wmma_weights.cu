@@ -25,26 +25,6 @@ template <int CT> struct warps_of {
     static constexpr int PAIRS = CT / 16 * (CT / 16), COUNT = PAIRS > 8 ? PAIRS : 8, SHARES = COUNT / PAIRS;
 };
 
-/* Adds the sums of the warps that share a pair of channel groups, in their order; the last one has them. */
-template <typename T, int SHARES>
-__device__ __forceinline__ void add_shares(typename fragments<T>::sums (&sums)[9], float *memory, int share) {
-    for (int k = 0; k < SHARES; k++) {
-        __syncthreads();
-        if (share != k) continue;
-#pragma unroll
-        for (int tap = 0; tap < 9; tap++) {
-            typename fragments<T>::sums before;
-            if (k > 0) {
-                wmma::load_matrix_sync(before, memory + tap * 256, 16, wmma::mem_row_major);
-#pragma unroll
-                for (int i = 0; i < (int)before.num_elements; i++) sums[tap].x[i] += before.x[i];
-            }
-            if (k < SHARES - 1)
-                wmma::store_matrix_sync(memory + tap * 256, sums[tap], 16, wmma::mem_row_major);
-        }
-    }
-}
-
 template <typename T, typename X, typename Y>
 __device__ __forceinline__ void load_both(const gradient_job &job, int tile, const X *x, const Y *dz, int ci0,
                                           int co0, char *to) {
@@ -89,7 +69,8 @@ static __global__ void __launch_bounds__(32 * warps_of<CT>::COUNT)
                                  reinterpret_cast<const E *>(at + job.x_bytes) + q * PITCH + co, PITCH);
         __syncthreads();
     }
-    if (SHARES > 1) add_shares<T, SHARES>(sums, reinterpret_cast<float *>(shared) + pair * 9 * 256, share);
+    if (SHARES > 1)
+        add_shares<T, SHARES>(sums, reinterpret_cast<float *>(shared) + pair * SHARED_GRADIENT, share);
     if (share != SHARES - 1 || !mine) return;
 #pragma unroll
     for (int tap = 0; tap < 9; tap++)
@@ -138,7 +119,8 @@ static bool plan(const tn_conv_shape *s, tn_wmma unit, gradient_job *job) {
 template <typename T, typename X, typename Y, int CT>
 static cudaError_t start(const gradient_job *job, const void *x, const void *dz, float *partial,
                          cudaStream_t stream) {
-    const int merged = warps_of<CT>::SHARES > 1 ? warps_of<CT>::PAIRS * 9 * 256 * (int)sizeof(float) : 0,
+    const int merged =
+                  warps_of<CT>::SHARES > 1 ? warps_of<CT>::PAIRS * SHARED_GRADIENT * (int)sizeof(float) : 0,
               tiles = job->buffers * job->buffer_bytes, bytes = tiles > merged ? tiles : merged;
     cudaError_t error = cudaFuncSetAttribute(partial_gradients<T, X, Y, CT>,
                                              cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);

@@ -97,7 +97,7 @@ size_t tn_conv3x3_workspace(const tn_conv_shape *shape);
  * float32. */
 typedef enum tn_wmma { TN_WMMA_BF16, TN_WMMA_TF32 } tn_wmma;
 
-/* 1 where the kernels take this shape, in all directions that they have. */
+/* 1 where the kernels take this shape, in all directions. */
 int tn_wmma3x3_takes(const tn_conv_shape *shape, tn_wmma unit);
 /* y = epilogue(conv(x, w)). w is packed as TN_PACK_TAPS_FORWARD. r may be y. */
 cudaError_t tn_launch_wmma3x3_forward(const tn_conv_shape *shape, tn_wmma unit, tn_storage x_store,
@@ -112,7 +112,7 @@ typedef struct tn_gate {
     float *sums;
     int *nonfinite;
 } tn_gate;
-/* dx from dz, stride 1; w is packed as TN_PACK_TAPS_BACKWARD. workspace of tn_wmma3x3_sum_workspace bytes,
+/* dx from dz; w is packed as TN_PACK_TAPS_BACKWARD. workspace of tn_wmma3x3_sum_workspace bytes,
  * NULL without sums. */
 cudaError_t tn_launch_wmma3x3_backward_data(const tn_conv_shape *shape, tn_wmma unit, tn_storage y_store,
                                             const void *dz, const void *w, tn_gate gate, tn_storage x_store,

@@ -32,10 +32,10 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 1)
     stage_sums sums[t::MT][t::NT];
 
     fetch_slab<C>(weights, slabs);
-    clear_shared<STAGE_THREADS>(shared, 2 * at.plane_bytes);
+    clear_planes(shared, 2 * at.plane_bytes);
     find_pixels(g, images, pixel_of);
     __syncthreads();
-    fetch_images<C, STAGE_THREADS>(g, images, x + begin, stream);
+    fetch_images<C, C>(g, images, x + begin, stream);
     __pipeline_commit();
 
     for (int step = 0; step < convs * t::SLABS; step++) {

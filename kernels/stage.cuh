@@ -84,9 +84,9 @@ struct stage_layout {
 
 /* ---- images ---- */
 
-template <int THREAD_COUNT> __device__ __forceinline__ void clear_shared(void *memory, unsigned bytes) {
+__device__ __forceinline__ void clear_planes(void *memory, unsigned bytes) {
     uint4 *to = static_cast<uint4 *>(memory);
-    for (unsigned i = threadIdx.x; i < bytes / 16; i += THREAD_COUNT) to[i] = make_uint4(0, 0, 0, 0);
+    for (unsigned i = threadIdx.x; i < bytes / 16; i += STAGE_THREADS) to[i] = make_uint4(0, 0, 0, 0);
 }
 
 __device__ __forceinline__ int position_of(const stage_geometry &g, int pixel) {
@@ -109,13 +109,14 @@ __device__ __forceinline__ void find_pixels(const stage_geometry &g, int images,
     }
 }
 
-/* Starts to copy images, between whose pixels the zeros already stand. */
-template <int C, int THREAD_COUNT>
+/* Starts to copy TAKEN of C channels of images, between whose pixels the zeros already stand. */
+template <int C, int TAKEN>
 __device__ __forceinline__ void fetch_images(const stage_geometry &g, int images, const bf16 *from,
                                              bf16 *planes) {
-    for (int i = threadIdx.x; i < images * g.pixels() * (C / 8); i += THREAD_COUNT)
-        __pipeline_memcpy_async(planes + place_of(g, position_of(g, i / (C / 8)), i % (C / 8) * 8),
-                                from + 8 * i, 16);
+    constexpr int PIECES = TAKEN / 8;
+    for (int i = threadIdx.x; i < images * g.pixels() * PIECES; i += STAGE_THREADS)
+        __pipeline_memcpy_async(planes + place_of(g, position_of(g, i / PIECES), i % PIECES * 8),
+                                from + i / PIECES * C + i % PIECES * 8, 16);
 }
 
 template <int C> __device__ __forceinline__ void fetch_slab(const bf16 *from, bf16 *slab) {
@@ -188,51 +189,58 @@ __device__ __forceinline__ void each_result(const stage_geometry &g, const short
 
 /* ---- the weight gradient ---- */
 
-/* sums[tap][out][in] += dz^T x over every step-th tile of positions, of one plane of each. */
-__device__ __forceinline__ void add_gradient(const stage_geometry &g, const bf16 *x, const bf16 *dz,
-                                             int first, int step, stage_sums *sums) {
+/* A warp has one tile of 16 input channels and every SHARES-th tile of positions. */
+template <int C> struct stage_share {
+    static constexpr int SIDE = C / 16, SHARES = STAGE_WARPS / SIDE;
+    int tile, share;
+
+    __device__ __forceinline__ stage_share() {
+        tile = threadIdx.x / 32 % SIDE;
+        share = threadIdx.x / 32 / SIDE;
+    }
+};
+
+/* sums[n][tap] += dz^T x of ROWS rows of taps from row kh on, N planes of dz and the warp's plane of x. */
+template <int C, int ROWS, int N>
+__device__ __forceinline__ void add_gradient(const stage_geometry &g, const bf16 *x, const bf16 *dz, int kh,
+                                             stage_sums (*sums)[3 * ROWS]) {
+    const stage_share<C> mine;
+    x += (mine.tile * g.positions + kh * g.pitch) * 16;
 #pragma unroll 1
-    for (int tile = first; tile < g.tiles; tile += step) {
-        stage_gradient z;
-        nvcuda::wmma::load_matrix_sync(z, dz + (16 * tile + g.pitch + 1) * 16, 16);
+    for (int tile = mine.share; tile < g.tiles; tile += mine.SHARES) {
+        stage_gradient z[N];
 #pragma unroll
-        for (int tap = 0; tap < 9; tap++) {
+        for (int n = 0; n < N; n++)
+            nvcuda::wmma::load_matrix_sync(z[n], dz + (n * g.positions + 16 * tile + g.pitch + 1) * 16, 16);
+#pragma unroll
+        for (int tap = 0; tap < 3 * ROWS; tap++) {
             stage_weights v;
             nvcuda::wmma::load_matrix_sync(v, x + (16 * tile + tap / 3 * g.pitch + tap % 3) * 16, 16);
-            nvcuda::wmma::mma_sync(sums[tap], z, v, sums[tap]);
+#pragma unroll
+            for (int n = 0; n < N; n++) nvcuda::wmma::mma_sync(sums[n][tap], z[n], v, sums[n][tap]);
         }
     }
 }
 
-/* Which tile of the gradient a warp sums, and which share of the positions. */
-template <int C, int WARPS> struct stage_share {
-    static constexpr int SIDE = C / 16, PAIRS = SIDE * SIDE, SHARES = WARPS / PAIRS;
-    static_assert(WARPS % PAIRS == 0, "every tile of the gradient has as many warps");
-    int pair, share;
-
-    __device__ __forceinline__ stage_share() {
-        pair = threadIdx.x / 32 % PAIRS;
-        share = threadIdx.x / 32 / PAIRS;
-    }
-};
-
-/* to[9][C out][C in] = the sums of all warps, shares in order. Ends with a barrier: what the sums were made
- * of may be overwritten. */
-template <int C, int WARPS>
-__device__ __forceinline__ void merge_gradient(stage_sums *sums, float *results, float *to) {
-    typedef stage_share<C, WARPS> s;
+/* to[9][C out][C in], rows of taps from kh and outputs from `out0` on, = the sums of all warps, shares in
+ * order. Ends with a barrier: what the sums were made of may be overwritten. */
+template <int C, int ROWS, int N>
+__device__ __forceinline__ void merge_gradient(stage_sums (*sums)[3 * ROWS], float *results, int kh, int out0,
+                                               float *to) {
+    typedef stage_share<C> s;
 #pragma unroll
-    for (int tap = 0; tap < 9; tap++) {
-        nvcuda::wmma::store_matrix_sync(results + threadIdx.x / 32 * RESULT_FLOATS, sums[tap], RESULT_LD,
+    for (int k = 0; k < 3 * ROWS * N; k++) {
+        const int tap = k / N, n = k % N;
+        nvcuda::wmma::store_matrix_sync(results + threadIdx.x / 32 * RESULT_FLOATS, sums[n][tap], RESULT_LD,
                                         nvcuda::wmma::mem_row_major);
         __syncthreads();
-        for (int i = threadIdx.x; i < s::PAIRS * 256; i += 32 * WARPS) {
-            const int pair = i / 256, out = i / 16 % 16, in = i % 16;
+        for (int i = threadIdx.x; i < s::SIDE * 256; i += STAGE_THREADS) {
+            const int tile = i / 256, out = i / 16 % 16, in = i % 16;
             float sum = 0;
 #pragma unroll
             for (int share = 0; share < s::SHARES; share++)
-                sum += results[(share * s::PAIRS + pair) * RESULT_FLOATS + out * RESULT_LD + in];
-            to[(tap * C + pair / s::SIDE * 16 + out) * C + pair % s::SIDE * 16 + in] = sum;
+                sum += results[(share * s::SIDE + tile) * RESULT_FLOATS + out * RESULT_LD + in];
+            to[((3 * kh + tap) * C + out0 + 16 * n + out) * C + 16 * tile + in] = sum;
         }
         __syncthreads();
     }

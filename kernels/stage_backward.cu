@@ -17,8 +17,7 @@
  * added in order by the last kernel, with the sums of dz and of g that biases want. */
 #include "kernels/stage.cuh"
 
-#define GRADIENT_WARPS 16
-#define GRADIENT_PARTS 128 /* wanted blocks of the second kernel */
+#define GRADIENT_BLOCKS 128 /* wanted, of the second kernel */
 
 struct stage_backward_arguments {
     const bf16 *x, *inner, *weights;
@@ -53,8 +52,7 @@ template <int C> struct backward_state {
     }
     /* What conv `conv` reads: that of the first is x. */
     __device__ __forceinline__ void fetch_input(const stage_backward_arguments &a, int conv) const {
-        fetch_images<C, STAGE_THREADS>(g, images, (conv ? a.inner + (conv - 1) * tensor : a.x) + begin,
-                                       input);
+        fetch_images<C, C>(g, images, (conv ? a.inner + (conv - 1) * tensor : a.x) + begin, input);
     }
     __device__ __forceinline__ unsigned char *mask_of(int conv) const {
         return shared + at.masks_at + conv % 2 * at.mask_bytes;
@@ -113,13 +111,12 @@ __device__ __forceinline__ void begin_backward(backward_state<C> &s, const stage
 template <int C>
 __device__ __forceinline__ void weight_gradient(const backward_state<C> &s, const stage_backward_arguments &a,
                                                 int conv, const bf16 *dz) {
-    stage_sums sums[9];
+    stage_sums sums[1][9];
     float *results = reinterpret_cast<float *>(s.shared + s.at.results_at);
 #pragma unroll
-    for (int tap = 0; tap < 9; tap++) nvcuda::wmma::fill_fragment(sums[tap], 0.0f);
-    add_gradient(s.g, s.input, dz, threadIdx.x / 32, STAGE_WARPS, sums);
-    merge_gradient<C, STAGE_WARPS>(sums, results,
-                                   a.parts + ((size_t)blockIdx.x * s.convs + conv) * 9 * C * C);
+    for (int tap = 0; tap < 9; tap++) nvcuda::wmma::fill_fragment(sums[0][tap], 0.0f);
+    add_gradient<C, 3, 1>(s.g, s.input, dz, 0, sums);
+    merge_gradient<C, 3, 1>(sums, results, 0, 0, a.parts + ((size_t)blockIdx.x * s.convs + conv) * 9 * C * C);
 }
 
 template <int C>
@@ -137,7 +134,7 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 1)
     const int last = s.convs - 1;
     fetch_slab<C>(a.weights + (size_t)last * t::SLABS * t::SLAB_READ, slabs);
     s.fetch_mask(a, last - 1);
-    clear_shared<STAGE_THREADS>(shared, (WEIGHTS ? 3 : 2) * s.at.plane_bytes);
+    clear_planes(shared, (WEIGHTS ? 3 : 2) * s.at.plane_bytes);
     find_pixels(g, s.images, pixel_of);
     __syncthreads();
     if (WEIGHTS) s.fetch_input(a, last);
@@ -183,44 +180,42 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 1)
 
 /* ---- weight gradients of 32 and 64 channels ---- */
 
-/* Block (conv, part): the gradient of one conv over rows [part * share, (part + 1) * share), into
- * parts[part][conv][9][C][C]. */
+/* Block (conv, tile, part): rows of taps tile % 3, outputs [32 * (tile / 3), + 32), images [part * share,
+ * (part + 1) * share), into parts[part][conv][9][C][C]. */
 template <int C>
-static __global__ void __launch_bounds__(32 * GRADIENT_WARPS, 1)
+static __global__ void __launch_bounds__(STAGE_THREADS, 2)
     stage_weight_gradient(stage_geometry g, int share, const bf16 *__restrict__ x,
                           const bf16 *__restrict__ inner, const bf16 *__restrict__ dz,
                           float *__restrict__ parts) {
     TN_DYNAMIC_SHARED(unsigned char, shared);
-    const int conv = blockIdx.x, first = blockIdx.y * share, end = min(first + share, g.rows);
-    const size_t image = (size_t)g.pixels() * C, tensor = (size_t)g.rows * image;
-    const int planes = g.positions * C; /* elements */
+    const int conv = blockIdx.x, kh = blockIdx.y % 3, out0 = blockIdx.y / 3 * 32, first = blockIdx.z * share,
+              end = min(first + share, g.rows), image = g.pixels() * C,
+              wide = g.positions * (C + 32); /* elements of one image, x and dz */
+    const size_t tensor = (size_t)g.rows * image;
     bf16 *memory = reinterpret_cast<bf16 *>(shared);
-    float *results = reinterpret_cast<float *>(memory + 4 * planes);
-    const stage_share<C, GRADIENT_WARPS> mine;
+    float *results = reinterpret_cast<float *>(memory + 2 * wide);
     const bf16 *from = conv ? inner + (conv - 1) * tensor : x;
-    dz += conv * tensor;
-    stage_sums sums[9];
+    dz += conv * tensor + out0;
+    stage_sums sums[2][3];
 #pragma unroll
-    for (int tap = 0; tap < 9; tap++) nvcuda::wmma::fill_fragment(sums[tap], 0.0f);
+    for (int k = 0; k < 6; k++) nvcuda::wmma::fill_fragment(sums[k / 3][k % 3], 0.0f);
 
-    clear_shared<32 * GRADIENT_WARPS>(shared, 8 * planes);
-    __syncthreads();
+    clear_planes(shared, 4u * (unsigned)wide);
     for (int row = first - 1; row < end; row++) { /* fetches one row ahead of what it adds */
         __pipeline_wait_prior(0);
         __syncthreads();
         if (row + 1 < end) {
-            bf16 *to = memory + (row + 1 - first) % 2 * 2 * planes;
-            fetch_images<C, 32 * GRADIENT_WARPS>(g, 1, from + (row + 1) * image, to);
-            fetch_images<C, 32 * GRADIENT_WARPS>(g, 1, dz + (row + 1) * image, to + planes);
+            bf16 *to = memory + (row + 1 - first) % 2 * wide;
+            fetch_images<C, C>(g, 1, from + (size_t)(row + 1) * image, to);
+            fetch_images<C, 32>(g, 1, dz + (size_t)(row + 1) * image, to + g.positions * C);
         }
         __pipeline_commit();
         if (row < first) continue;
-        const bf16 *here = memory + (row - first) % 2 * 2 * planes;
-        add_gradient(g, here + mine.pair % mine.SIDE * g.positions * 16,
-                     here + planes + mine.pair / mine.SIDE * g.positions * 16, mine.share, mine.SHARES, sums);
+        const bf16 *here = memory + (row - first) % 2 * wide;
+        add_gradient<C, 1, 2>(g, here, here + g.positions * C, kh, sums);
     }
-    merge_gradient<C, GRADIENT_WARPS>(sums, results,
-                                      parts + ((size_t)blockIdx.y * gridDim.x + conv) * 9 * C * C);
+    merge_gradient<C, 1, 2>(sums, results, kh, out0,
+                            parts + ((size_t)blockIdx.z * gridDim.x + conv) * 9 * C * C);
 }
 
 /* ---- the parts ---- */
@@ -257,9 +252,9 @@ static size_t rounded(size_t bytes) {
     return (bytes + 255) / 256 * 256;
 }
 
-/* Rows of a part of the second kernel, and how many there are. */
+/* Images of a part of the second kernel. */
 static int share_of(const tn_stage_shape *s) {
-    int wanted = GRADIENT_PARTS / (2 * s->blocks);
+    int wanted = GRADIENT_BLOCKS / (2 * s->blocks * (3 * s->channels / 32));
     if (wanted < 1) wanted = 1;
     return (s->rows + wanted - 1) / wanted;
 }
@@ -290,12 +285,13 @@ static cudaError_t multiply_gradients(const tn_stage_shape *s, const stage_backw
     one.images = 1;
     const stage_geometry g = geometry_of(&one);
     const size_t bytes =
-        (size_t)4 * g.positions * C * sizeof(bf16) + GRADIENT_WARPS * RESULT_FLOATS * sizeof(float);
+        (size_t)2 * g.positions * (C + 32) * sizeof(bf16) + STAGE_WARPS * RESULT_FLOATS * sizeof(float);
+    const dim3 grid(2u * (unsigned)s->blocks, 3 * C / 32, (unsigned)part_count(s));
     cudaError_t error = cudaFuncSetAttribute(stage_weight_gradient<C>,
                                              cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error != cudaSuccess) return error;
-    TN_LAUNCH(stage_weight_gradient<C>, dim3(2u * (unsigned)s->blocks, (unsigned)part_count(s)),
-              32 * GRADIENT_WARPS, bytes, stream, g, share_of(s), a.x, a.inner, a.dz, parts);
+    TN_LAUNCH(stage_weight_gradient<C>, grid, STAGE_THREADS, bytes, stream, g, share_of(s), a.x, a.inner,
+              a.dz, parts);
     return cudaGetLastError();
 }
 

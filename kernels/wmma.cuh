@@ -8,6 +8,8 @@
  *
  *   stride 1   one plane of rows of width + 2 pixels, halo included
  *   stride 2   four planes, by parity of input row and column, of rows of out_width + 1 pixels
+ *   WMMA_UP    backward data of stride 2: one plane of rows of in_width + 1 pixels; a position stands for an
+ *              input pixel, and the four output pixels that it makes are computed one parity after the other
  *
  * A tile is a band of rows of one image, or several whole images, between which stride 1 shares the row of
  * zeros.
@@ -75,61 +77,80 @@ template <typename E> __host__ __device__ constexpr int elements16() {
 
 /* ---- tiles of pixels ---- */
 
+/* A stride: two rows and columns of output for each of the input; backward data of stride 2. */
+#define WMMA_UP 0
+
 typedef struct wmma_tiles {
     int rows, in_height, in_width, in_channels, out_height, out_width, out_channels, stride;
-    int pitch;     /* positions of a row */
-    int band;      /* rows of output in a tile, of each of its images */
-    int images;    /* of a tile; 1 where bands are less than whole images */
-    int bands;     /* of an image */
-    int count;     /* of tiles */
-    int period;    /* rows of a plane from one image of the tile to the next */
-    int lines;     /* rows of a plane */
-    int plane;     /* pixels of a plane; stride 2 has four */
-    int positions; /* that are computed, in whole fragments */
-    int pixels;    /* of shared memory: planes, and what computed positions read beyond them */
+    int grid_height, grid_width; /* of positions that count: the output, or with WMMA_UP the input */
+    int pitch;                   /* positions of a row */
+    int band;                    /* rows of a tile, of each of its images */
+    int images;                  /* of a tile; 1 where bands are less than whole images */
+    int bands;                   /* of an image */
+    int count;                   /* of tiles */
+    int period;                  /* rows of a plane from one image of the tile to the next */
+    int lines;                   /* rows of a plane */
+    int plane;                   /* pixels of a plane; stride 2 has four */
+    int positions;               /* that are computed, in whole fragments */
+    int pixels;                  /* of shared memory: planes, and what computed positions read beyond them */
 } wmma_tiles;
 
 /* Tiles of `band` rows, or of `images` whole images, with positions a multiple of `multiple`. */
 static inline wmma_tiles wmma_tiles_of(const tn_conv_shape *s, int band, int images, int multiple) {
-    wmma_tiles t = {s->rows,
-                    s->in_height,
-                    s->in_width,
-                    s->in_channels,
-                    s->out_height,
-                    s->out_width,
-                    s->out_channels,
-                    s->stride,
-                    0,
-                    band,
-                    images,
-                    0,
-                    0,
-                    0,
-                    0,
-                    0,
-                    0,
-                    0};
-    bool one = s->stride == 1;
-    t.pitch = s->out_width + (one ? 2 : 1);
-    t.bands = (s->out_height + band - 1) / band;
+    const bool one = s->stride == 1, up = s->stride == WMMA_UP;
+    wmma_tiles t = {};
+    t.rows = s->rows;
+    t.in_height = s->in_height;
+    t.in_width = s->in_width;
+    t.in_channels = s->in_channels;
+    t.out_height = s->out_height;
+    t.out_width = s->out_width;
+    t.out_channels = s->out_channels;
+    t.stride = s->stride;
+    t.grid_height = up ? s->in_height : s->out_height;
+    t.grid_width = up ? s->in_width : s->out_width;
+    t.pitch = t.grid_width + (one ? 2 : 1);
+    t.band = band;
+    t.images = images;
+    t.bands = (t.grid_height + band - 1) / band;
     t.count = t.bands * ((s->rows + images - 1) / images);
     t.period = band + (one && images == 1 ? 2 : 1);
     t.lines = images * t.period + (one && images > 1 ? 1 : 0);
-    const int last = ((images - 1) * t.period + band - 1) * t.pitch + s->out_width;
+    const int last = ((images - 1) * t.period + band - 1) * t.pitch + t.grid_width;
     t.positions = (last + multiple - 1) / multiple * multiple;
     const int reach = t.positions + (one ? 2 * t.pitch + 2 : t.pitch + 1);
     t.plane = t.lines * t.pitch > reach ? t.lines * t.pitch : reach;
-    t.pixels = one ? t.plane : 4 * t.plane;
+    t.pixels = s->stride == 2 ? 4 * t.plane : t.plane;
     return t;
 }
 
 /* Pixels from position q to what tap (kh, kw) reads. */
 __device__ __forceinline__ int tap_offset(const wmma_tiles &t, int kh, int kw) {
     if (t.stride == 1) return kh * t.pitch + kw;
-    return ((kh & 1) * 2 + (kw & 1)) * t.plane + (kh >> 1) * t.pitch + (kw >> 1);
+    const int offset = (kh >> 1) * t.pitch + (kw >> 1);
+    return t.stride == 2 ? offset + ((kh & 1) * 2 + (kw & 1)) * t.plane : offset;
 }
 
-/* The first image and row of output of a tile. */
+/* With WMMA_UP, the outputs that one input pixel makes, by parity of row and column: (0, 0) meets the middle
+ * tap, those of odd rows taps 0 and 2. Other strides have one class, which meets all taps. */
+typedef struct wmma_class {
+    int row, column; /* -1: all taps */
+} wmma_class;
+
+__device__ __forceinline__ wmma_class class_of(const wmma_tiles &t, int number) {
+    wmma_class c = {-1, -1};
+    if (t.stride == WMMA_UP) {
+        c.row = number >> 1;
+        c.column = number & 1;
+    }
+    return c;
+}
+
+__device__ __forceinline__ bool meets(wmma_class c, int kh, int kw) {
+    return (kh & 1) != c.row && (kw & 1) != c.column;
+}
+
+/* The first image and row of a tile. */
 __device__ __forceinline__ int first_image(const wmma_tiles &t, int tile) {
     return tile / t.bands * t.images;
 }
@@ -138,11 +159,17 @@ __device__ __forceinline__ int first_row(const wmma_tiles &t, int tile) {
     return tile % t.bands * t.band;
 }
 
-/* Index of the output pixel at position q of a tile, in the whole tensor; -1: there is none. */
-__device__ __forceinline__ int pixel_at(const wmma_tiles &t, int tile, int q) {
-    const int line = q / t.pitch, w = q - line * t.pitch, image = line / t.period,
-              row = line - image * t.period, n = first_image(t, tile) + image, h = first_row(t, tile) + row;
-    const bool inside = w < t.out_width && row < t.band && h < t.out_height && image < t.images && n < t.rows;
+/* Index of the output pixel of position q of a tile, in the whole tensor; -1: there is none. */
+__device__ __forceinline__ int pixel_at(const wmma_tiles &t, int tile, int q, wmma_class c) {
+    const int line = q / t.pitch, image = line / t.period, row = line - image * t.period,
+              n = first_image(t, tile) + image;
+    int w = q - line * t.pitch, h = first_row(t, tile) + row;
+    bool inside = w < t.grid_width && row < t.band && h < t.grid_height && image < t.images && n < t.rows;
+    if (t.stride == WMMA_UP) {
+        h = 2 * h + c.row;
+        w = 2 * w + c.column;
+        inside = inside && h < t.out_height && w < t.out_width;
+    }
     return inside ? (n * t.out_height + h) * t.out_width + w : -1;
 }
 
@@ -182,20 +209,21 @@ __device__ __forceinline__ void load_input(const wmma_tiles &t, int tile, const 
                                            int channels, E *to, int pixel_pitch) {
     constexpr int G = elements16<E>();
     const int groups = channels / G, lane = threadIdx.x % 32;
-    const bool one = t.stride == 1;
-    const int cycle = one ? t.period : 2 * t.band + 1, lines = one ? t.lines : t.images * cycle,
-              columns = one ? t.in_width + 2 : 2 * t.out_width + 1;
+    const bool two = t.stride == 2;
+    const int border = t.stride == WMMA_UP ? 0 : 1, cycle = two ? 2 * t.band + 1 : t.period,
+              lines = two ? t.images * cycle : t.lines,
+              columns = two ? 2 * t.grid_width + 1 : t.in_width + 1 + border;
     for (int line = threadIdx.x / 32; line < lines; line += blockDim.x / 32) {
         const int image = line / cycle, k = line - image * cycle, n = first_image(t, tile) + image;
-        const int h = first_row(t, tile) * t.stride - 1 + k;
+        const int h = first_row(t, tile) * (two ? 2 : 1) - border + k;
         const bool row = image < t.images && n < t.rows && h >= 0 && h < t.in_height;
         const X *from = x + (row ? (size_t)(n * t.in_height + h) * t.in_width * t.in_channels + c0 : 0);
         E *at =
-            to + (one ? line * t.pitch : (k & 1) * 2 * t.plane + (image * t.period + (k >> 1)) * t.pitch) *
+            to + (two ? (k & 1) * 2 * t.plane + (image * t.period + (k >> 1)) * t.pitch : line * t.pitch) *
                      pixel_pitch;
         for (int i = lane; i < columns * groups; i += 32) {
-            const int column = i / groups, c = (i - column * groups) * G, w = column - 1;
-            const int pixel = one ? column : (column & 1) * t.plane + (column >> 1);
+            const int column = i / groups, c = (i - column * groups) * G, w = column - border;
+            const int pixel = two ? (column & 1) * t.plane + (column >> 1) : column;
             copy16(at + pixel * pixel_pitch + c, from + (w * t.in_channels + c), x,
                    row && w >= 0 && w < t.in_width);
         }
@@ -222,32 +250,34 @@ __device__ __forceinline__ void load_output(const wmma_tiles &t, int tile, const
 }
 
 /* to[tap][depth][columns] = rows [k0, k0 + depth) and columns [n0, n0 + columns) of w[tap][inner][outer],
- * zeros beyond `outer`. */
+ * zeros beyond `outer`, for the taps that a class meets. */
 template <typename E>
 __device__ __forceinline__ void load_weights(const E *__restrict__ w, int inner, int outer, int k0, int depth,
-                                             int n0, int columns, E *to, int pitch) {
+                                             int n0, int columns, wmma_class c, E *to, int pitch) {
     constexpr int G = elements16<E>();
     const int groups = columns / G;
     for (int i = threadIdx.x; i < 9 * depth * groups; i += blockDim.x) {
-        const int row = i / groups, c = (i - row * groups) * G, tap = row / depth, k = row - tap * depth;
-        copy16(to + row * pitch + c, w + ((tap * inner + k0 + k) * outer + n0 + c), w, n0 + c < outer);
+        const int row = i / groups, n = (i - row * groups) * G, tap = row / depth, k = row - tap * depth;
+        if (meets(c, tap / 3, tap % 3))
+            copy16(to + row * pitch + n, w + ((tap * inner + k0 + k) * outer + n0 + n), w, n0 + n < outer);
     }
 }
 
 /* ---- products ---- */
 
-/* sums[m][n] += the convolution at positions [q, q + 16 MT) over `depth` channels: `tile` is position q's
- * pixel, `weights` the first of 16 NT columns of [tap][depth][..]. */
+/* sums[m][n] += the convolution at positions [q, q + 16 MT) over `depth` channels and the taps that a class
+ * meets: `tile` is position q's pixel, `weights` the first of 16 NT columns of [tap][depth][..]. */
 template <typename T, int MT, int NT>
 __device__ __forceinline__ void multiply_taps(typename fragments<T>::sums (&sums)[MT][NT],
-                                              const wmma_tiles &t, const typename T::element *tile,
-                                              int pixel_pitch, const typename T::element *weights, int pitch,
-                                              int depth) {
+                                              const wmma_tiles &t, wmma_class c,
+                                              const typename T::element *tile, int pixel_pitch,
+                                              const typename T::element *weights, int pitch, int depth) {
     for (int k = 0; k < depth; k += T::K)
 #pragma unroll 1 /* all nine taps at once would not fit into registers */
         for (int kh = 0; kh < 3; kh++)
 #pragma unroll
             for (int kw = 0; kw < 3; kw++) {
+                if (!meets(c, kh, kw)) continue;
                 const typename T::element *from = tile + tap_offset(t, kh, kw) * pixel_pitch + k;
                 typename fragments<T>::b b[NT];
 #pragma unroll
@@ -277,6 +307,31 @@ __device__ __forceinline__ void multiply_gradient(typename fragments<T>::sums (&
         typename fragments<T>::b b;
         load_fragment<T>(b, input + tap_offset(t, tap / 3, tap % 3) * input_pitch, input_pitch);
         wmma::mma_sync(sums[tap], a, b, sums[tap]);
+    }
+}
+
+/* Floats of 16x16 gradients of nine taps in shared memory, and from row to row. */
+#define GRADIENT_PITCH  20
+#define SHARED_GRADIENT (9 * 16 * GRADIENT_PITCH)
+
+/* Adds the sums of the warps that share a pair of channel groups, in their order; the last one has them. */
+template <typename T, int SHARES>
+__device__ __forceinline__ void add_shares(typename fragments<T>::sums (&sums)[9], float *memory, int share) {
+    for (int k = 0; k < SHARES; k++) {
+        __syncthreads();
+        if (share != k) continue;
+#pragma unroll
+        for (int tap = 0; tap < 9; tap++) {
+            typename fragments<T>::sums before;
+            if (k > 0) {
+                wmma::load_matrix_sync(before, memory + tap * 16 * GRADIENT_PITCH, GRADIENT_PITCH,
+                                       wmma::mem_row_major);
+#pragma unroll
+                for (int i = 0; i < (int)before.num_elements; i++) sums[tap].x[i] += before.x[i];
+            }
+            if (k < SHARES - 1)
+                wmma::store_matrix_sync(memory + tap * 256, sums[tap], 16, wmma::mem_row_major);
+        }
     }
 }
 

@@ -88,6 +88,7 @@ typedef struct tn_options {
     char *probe;                      /* "norms", "" for none */
     char *profile;                    /* file, "" for none */
     char *checkpoint, *predictions;   /* files, predictions "" for none */
+    char *plan;                       /* "sm_80", "sm_90", "" for none */
     bool json;
     /* theory */
     char *experiment; /* name of the experiment */

@@ -13,6 +13,7 @@
 #define TN_BACKEND_BACKEND_H
 
 #include "base/fail.h"
+#include "base/text.h"
 #include "model/graph.h"
 #include "taunet/engine.h"
 
@@ -172,6 +173,11 @@ typedef struct tn_backend_ops {
     /* free, forward and backward of spans: args.x is that of the first node, y and dy those of the last,
      * nonfinite the flag of the first, with those of the others behind it. dz is NULL. */
     const tn_node_ops *spans;
+    /* What would compute which layers in a training step on a device that need not be there, named as its
+     * backend names it, with predicted costs, as text; NULL where there is nothing to choose. TN_ERR_USAGE.
+     */
+    tn_status (*explain)(const tn_model *model, tn_precision precision, const char *device, int rows,
+                         tn_string *text);
     /* Bytes of one value of a tensor's activation; NULL: those of a float. */
     size_t (*element_bytes)(const tn_backend *backend, const tn_model *model, int tensor);
     /* Copies images to the device, for batches whose raw.pixels they are (data.h); *added is how many bytes,

@@ -1,6 +1,8 @@
 /* Convolution and linear layers on CUDA, with the epilogue of graph.h. s is folded into the packed weights; a
  * linear layer that adds its own input computes with s W + I.
  *
+ *   wmma     3x3 with padding 1 and channels in sixteens, in bf16 and tf32: tensor cores, one kernel with the
+ *            whole epilogue
  *   direct   3x3 with padding 1 and few channels: one kernel with the whole epilogue
  *   gemm     1x1 of stride 1, and linear: cuBLAS on the activations as they are
  *   im2col   all others: columns of some rows at a time, then cuBLAS
@@ -18,13 +20,14 @@
 /* Rows of columns start at multiples of 16 bytes for both types. */
 #define LD_MULTIPLE 8
 
-typedef enum method { DIRECT, GEMM, IM2COL } method;
+typedef enum method { DIRECT, WMMA, GEMM, IM2COL } method;
 
 typedef struct conv_plan {
     tn_cuda_plan base;
     method method;
-    tn_conv_shape shape; /* a linear layer is a 1x1 convolution of one pixel */
-    tn_storage gemm_store;
+    tn_conv_shape shape;   /* a linear layer is a 1x1 convolution of one pixel */
+    tn_storage gemm_store; /* what cuBLAS multiplies */
+    tn_wmma unit;
     int taps, ld, slice_rows;
     bool needs_epilogue, needs_sums, trained;
     void *forward_weights, *backward_weights; /* the same for cuBLAS */
@@ -99,11 +102,25 @@ static tn_conv_shape shape_of(const tn_cuda_plan *base) {
                            .padding = node->padding};
 }
 
-static method choose_method(const tn_conv_shape *s) {
+static method choose_method(const tn_conv_shape *s, tn_precision precision, tn_wmma unit) {
+    if (precision != TN_PRECISION_FP32 && tn_wmma3x3_takes(s, unit)) return WMMA;
     if (s->kernel == 1 && s->stride == 1 && s->padding == 0) return GEMM;
     bool tiled = s->in_channels % 8 == 0 && s->out_channels % 8 == 0;
     bool narrow = s->in_channels <= DIRECT_CHANNELS && s->out_channels <= DIRECT_CHANNELS;
     return s->kernel == 3 && s->padding == 1 && s->stride <= 2 && tiled && narrow ? DIRECT : IM2COL;
+}
+
+static tn_wmma unit_of(tn_precision precision) {
+    return precision == TN_PRECISION_BF16 ? TN_WMMA_BF16 : TN_WMMA_TF32;
+}
+
+bool tn_cuda_conv_is_fused(const tn_conv_shape *shape, tn_precision precision) {
+    const method chosen = choose_method(shape, precision, unit_of(precision));
+    return chosen == DIRECT || chosen == WMMA;
+}
+
+static bool uses_cublas(const conv_plan *plan) {
+    return plan->method == GEMM || plan->method == IM2COL;
 }
 
 static size_t reserve(size_t *scratch, size_t bytes) {
@@ -132,13 +149,14 @@ static void plan_scratch(conv_plan *plan) {
     size_t *bytes = &plan->base.head.scratch_bytes, weights = weight_of(plan)->count,
            slice = (size_t)plan->slice_rows * (size_t)s->out_height * (size_t)s->out_width,
            all = tn_cuda_pixels(&plan->base, s->rows);
-    bool gemm = plan->method != DIRECT, training = plan->base.training;
+    bool gemm = uses_cublas(plan), training = plan->base.training;
     if (gemm) plan->columns_at = reserve(bytes, slice * (size_t)plan->ld * gemm_bytes(plan));
     if (!training) return;
     if (gemm && plan->base.y_store != plan->gemm_store)
         plan->dz_at = reserve(bytes, all * (size_t)s->out_channels * gemm_bytes(plan));
     if (gemm) plan->gradient_at = reserve(bytes, (size_t)s->out_channels * (size_t)plan->ld * sizeof(float));
-    plan->workspace_at = reserve(bytes, plan->method == DIRECT ? tn_conv3x3_workspace(s) : 0);
+    if (plan->method == DIRECT) plan->workspace_at = reserve(bytes, tn_conv3x3_workspace(s));
+    if (plan->method == WMMA) plan->workspace_at = reserve(bytes, tn_wmma3x3_workspace(s, plan->unit));
     plan->sums_at = reserve(bytes, TN_SUM_WORKSPACE);
     plan->made_at = reserve(bytes, (weights > (size_t)s->out_channels ? weights : (size_t)s->out_channels) *
                                        sizeof(float));
@@ -147,7 +165,7 @@ static void plan_scratch(conv_plan *plan) {
 static tn_status plan_pack(conv_plan *plan, int layout, void **memory) {
     const tn_conv_shape *s = &plan->shape;
     tn_pack_item item = {.layout = layout,
-                         .store = layout == TN_PACK_GEMM ? (int)plan->gemm_store : TN_STORE_F32,
+                         .store = plan->method == DIRECT ? TN_STORE_F32 : (int)plan->gemm_store,
                          .out = s->out_channels,
                          .in = s->in_channels,
                          .taps = plan->taps,
@@ -170,9 +188,14 @@ static tn_status plan_bias(conv_plan *plan) {
 }
 
 static tn_status allocate(conv_plan *plan, int chunks) {
-    bool direct = plan->method == DIRECT, need_dx = plan->base.training && node_of(plan)->input != 0;
-    TN_TRY(plan_pack(plan, direct ? TN_PACK_CONV_FORWARD : TN_PACK_GEMM, &plan->forward_weights));
-    if (direct && need_dx) TN_TRY(plan_pack(plan, TN_PACK_CONV_BACKWARD, &plan->backward_weights));
+    static const int layouts[][2] = {[DIRECT] = {TN_PACK_CONV_FORWARD, TN_PACK_CONV_BACKWARD},
+                                     [WMMA] = {TN_PACK_TAPS_FORWARD, TN_PACK_TAPS_BACKWARD},
+                                     [GEMM] = {TN_PACK_GEMM},
+                                     [IM2COL] = {TN_PACK_GEMM}};
+    bool need_dx = plan->base.training && node_of(plan)->input != 0;
+    TN_TRY(plan_pack(plan, layouts[plan->method][0], &plan->forward_weights));
+    if (!uses_cublas(plan) && need_dx)
+        TN_TRY(plan_pack(plan, layouts[plan->method][1], &plan->backward_weights));
     if (node_of(plan)->bias >= 0) TN_TRY(plan_bias(plan));
     if (!plan->base.training || !node_of(plan)->relu) return TN_OK;
     plan->mask_words = (tn_cuda_floats(plan->base.out) * (size_t)plan->base.rows + 31) / 32;
@@ -183,12 +206,14 @@ static tn_status allocate(conv_plan *plan, int chunks) {
 
 static tn_status conv_plan_make(tn_backend *backend, const tn_model *model, int index, int chunk_rows,
                                 int chunks, bool training, tn_plan **out) {
-    static const char *const names[] = {"direct", "cublas", "im2col, cublas"};
+    static const char *const names[] = {
+        [DIRECT] = "direct", [WMMA] = "wmma", [GEMM] = "cublas", [IM2COL] = "im2col, cublas"};
     conv_plan *plan;
     const tn_node *node = &model->nodes[index];
     TN_TRY(tn_cuda_plan_make(backend, model, index, chunk_rows, training, sizeof *plan, &plan));
     plan->shape = shape_of(&plan->base);
-    plan->method = choose_method(&plan->shape);
+    plan->unit = unit_of(plan->base.cuda->precision);
+    plan->method = choose_method(&plan->shape, plan->base.cuda->precision, plan->unit);
     plan->gemm_store = plan->base.cuda->precision == TN_PRECISION_BF16 ? TN_STORE_BF16 : TN_STORE_F32;
     plan->taps = plan->shape.kernel * plan->shape.kernel;
     plan->ld = plan->taps * plan->shape.in_channels;
@@ -320,6 +345,11 @@ static tn_status conv_forward(tn_plan *head, const tn_args *a) {
                                           plan->base.y_store, a->y, cuda->stream));
         return TN_OK;
     }
+    if (plan->method == WMMA) {
+        TN_CUDA(tn_launch_wmma3x3_forward(&plan->shape, plan->unit, plan->base.x_store, a->x,
+                                          plan->forward_weights, e, plan->base.y_store, a->y, cuda->stream));
+        return TN_OK;
+    }
     TN_TRY(forward_gemm(plan, a));
     if (!plan->needs_epilogue) return TN_OK;
     TN_CUDA(tn_launch_epilogue_forward(tn_cuda_pixels(&plan->base, plan->base.rows), plan->shape.out_channels,
@@ -420,6 +450,18 @@ static tn_status backward_direct(conv_plan *plan, const tn_args *a, float *made)
     return TN_OK;
 }
 
+static tn_status backward_wmma(conv_plan *plan, const tn_args *a, float *made) {
+    cudaStream_t stream = plan->base.cuda->stream;
+    tn_storage xs = plan->base.x_store, ys = plan->base.y_store;
+    if (made)
+        TN_CUDA(tn_launch_wmma3x3_backward_weights(&plan->shape, plan->unit, xs, a->x, ys, a->dz,
+                                                   (char *)a->scratch + plan->workspace_at, made, stream));
+    if (a->dx)
+        TN_CUDA(tn_launch_wmma3x3_backward_data(&plan->shape, plan->unit, ys, a->dz, plan->backward_weights,
+                                                (tn_gate){0}, xs, a->dx, NULL, stream));
+    return TN_OK;
+}
+
 static tn_status backward_gemm(conv_plan *plan, const tn_args *a, float *made) {
     const void *dz;
     TN_TRY(converted_dz(plan, a, &dz));
@@ -434,7 +476,12 @@ static tn_status conv_backward(tn_plan *head, const tn_args *a) {
     TN_TRY(backward_epilogue(plan, a));
     TN_TRY(bias_gradient(plan, a));
     if (plan->trained) made = a->chunk ? (float *)a->scratch + plan->made_at / sizeof(float) : grad;
-    TN_TRY(plan->method == DIRECT ? backward_direct(plan, a, made) : backward_gemm(plan, a, made));
+    if (plan->method == DIRECT)
+        TN_TRY(backward_direct(plan, a, made));
+    else if (plan->method == WMMA)
+        TN_TRY(backward_wmma(plan, a, made));
+    else
+        TN_TRY(backward_gemm(plan, a, made));
     return made ? tn_cuda_accumulate(plan->base.cuda, a, grad, made, w->count) : TN_OK;
 }
 

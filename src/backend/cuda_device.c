@@ -100,15 +100,25 @@ static tn_status give_workspace(tn_cuda *cuda) {
     return TN_OK;
 }
 
+/* Rates are those of the nearest known device. */
+static tn_status find_arch(tn_cuda *cuda) {
+    int major = 0, shared = 0;
+    TN_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, cuda->device));
+    TN_CUDA(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, cuda->device));
+    cuda->arch = *tn_cuda_arch_named(major >= 9 ? "sm_90" : "sm_80");
+    cuda->arch.shared_bytes = (size_t)shared;
+    TN_CUDA(
+        cudaDeviceGetAttribute(&cuda->arch.multiprocessors, cudaDevAttrMultiProcessorCount, cuda->device));
+    return TN_OK;
+}
+
 static tn_status start(tn_cuda *cuda) {
     TN_CUDA(cudaSetDevice(cuda->device));
     TN_CUDA(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking));
     TN_CUBLAS(cublasCreate(&cuda->blas));
     TN_CUBLAS(cublasSetStream(cuda->blas, cuda->stream));
     TN_TRY(give_workspace(cuda));
-    int shared = 0;
-    TN_CUDA(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, cuda->device));
-    cuda->shared_bytes = (size_t)shared;
+    TN_TRY(find_arch(cuda));
     TN_CUBLAS(cublasSetMathMode(cuda->blas, cuda->precision == TN_PRECISION_TF32 ? CUBLAS_TF32_TENSOR_OP_MATH
                                                                                  : CUBLAS_DEFAULT_MATH));
     TN_TRY(tn_cuda_alloc(&cuda->head, &cuda->sum_workspace, TN_SUM_WORKSPACE + sizeof(double), "workspace"));
@@ -302,12 +312,15 @@ static bool read_by_loss(const tn_model *model, int tensor) {
     return false;
 }
 
-tn_storage tn_cuda_store(const tn_cuda *cuda, const tn_model *model, int tensor) {
-    if (cuda->precision != TN_PRECISION_BF16 || tensor <= 0 || read_by_loss(model, tensor))
-        return TN_STORE_F32;
+tn_storage tn_cuda_store_of(tn_precision precision, const tn_model *model, int tensor) {
+    if (precision != TN_PRECISION_BF16 || tensor <= 0 || read_by_loss(model, tensor)) return TN_STORE_F32;
     bool deep =
         model->blocks > BLOCKS_OF_A_SHORT_STREAM || (model->blocks > 1 && model->tau <= 1.0 / model->blocks);
     return deep && in_stream(model, tensor) ? TN_STORE_F32 : TN_STORE_BF16;
+}
+
+tn_storage tn_cuda_store(const tn_cuda *cuda, const tn_model *model, int tensor) {
+    return tn_cuda_store_of(cuda->precision, model, tensor);
 }
 
 size_t tn_cuda_element_bytes(const tn_backend *backend, const tn_model *model, int tensor) {
@@ -466,6 +479,7 @@ const tn_backend_ops tn_cuda_backend = {.name = "cuda",
                                         .span = tn_cuda_span,
                                         .span_plan = tn_cuda_span_plan,
                                         .spans = &tn_cuda_stage,
+                                        .explain = tn_cuda_explain,
                                         .element_bytes = tn_cuda_element_bytes,
                                         .hold = tn_cuda_hold,
                                         .make_images = tn_cuda_make_images,

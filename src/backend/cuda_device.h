@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include "backend/cuda.h"
+#include "backend/cuda_plan.h"
 #include "kernels/kernels.h"
 
 /* A piece of pinned memory through which uploads go, so that the host need not wait for them. */
@@ -67,7 +68,7 @@ typedef struct tn_cuda {
     tn_cuda_graph graphs[TN_RECORD_SLOTS];
     bool recording;
     size_t columns_bytes; /* im2col works in slices of rows of at most this size */
-    size_t shared_bytes;  /* that one block may have */
+    tn_cuda_arch arch;    /* what plans are made for */
     float *scalars;       /* [node_count][4], see tn_launch_node_scalars */
     tn_cuda_tables tables;
 } tn_cuda;
@@ -94,6 +95,7 @@ tn_status tn_cublas_fail(const char *call, const char *file, int line, cublasSta
 /* How a tensor's activation is stored. With bf16, the residual stream of very deep networks stays float32: at
  * tau = 1/600 over 600 blocks its rounding would be half as large as what the blocks add. Images and logits
  * are float32 always. */
+tn_storage tn_cuda_store_of(tn_precision precision, const tn_model *model, int tensor);
 tn_storage tn_cuda_store(const tn_cuda *cuda, const tn_model *model, int tensor);
 static inline size_t tn_cuda_store_bytes(tn_storage store) {
     return store == TN_STORE_BF16 ? 2 : 4;
@@ -160,6 +162,8 @@ typedef struct tn_cuda_plan {
 /* Frees what a convolution that became part of a span computes with; its plan then only packs for the span,
  * and says `implementation`. */
 void tn_cuda_conv_yield(tn_plan *plan, const char *implementation);
+/* Whether a convolution of this shape is a kernel of its own, else a product of cuBLAS. */
+bool tn_cuda_conv_is_fused(const tn_conv_shape *shape, tn_precision precision);
 /* cuda_stage.c: spans, see tn_backend_ops. */
 int tn_cuda_span(const tn_backend *backend, const tn_model *model, int node, int chunk_rows);
 tn_status tn_cuda_span_plan(tn_backend *backend, const tn_model *model, int node, int count, int chunks,

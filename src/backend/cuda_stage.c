@@ -1,8 +1,5 @@
 /* Spans on CUDA: successive residual blocks without norms that run as one kernel (kernels/stage.cu), in bf16.
- *
- * A block is two 3x3 convolutions of stride 1 between which nothing else happens, with ReLU behind both and
- * the block's input as residual of the second; its scalars may be any. Blocks follow each other for as long
- * as each reads only the one before. */
+ * Which nodes are one, cuda_plan.c decides. */
 #include "backend/cuda_device.h"
 #include "base/memory.h"
 
@@ -16,74 +13,13 @@ typedef struct stage_plan {
     size_t mask_bytes;                        /* of all convs */
 } stage_plan;
 
-/* ---- what can be a span ---- */
-
-static bool is_plain_conv(const tn_cuda *cuda, const tn_model *m, const tn_node *node) {
-    tn_shape in = m->tensors[node->input].shape, out = m->tensors[node->output].shape;
-    return node->kind == TN_NODE_CONV && node->kernel == 3 && node->stride == 1 && node->padding == 1 &&
-           node->relu && node->bias < 0 && node->input > 0 && in.channels == out.channels &&
-           m->params[node->weight].group == TN_GROUP_WEIGHTS &&
-           tn_cuda_store(cuda, m, node->input) == TN_STORE_BF16 &&
-           tn_cuda_store(cuda, m, node->output) == TN_STORE_BF16;
-}
-
-/* Nodes in [first, end) that read a tensor. */
-static int readers(const tn_model *m, int tensor, int first, int end) {
-    int count = 0;
-    for (int i = first; i < end; i++)
-        count += (m->nodes[i].input == tensor) + (m->nodes[i].residual == tensor);
-    return count;
-}
-
-/* Weights of successive convs must follow each other in the flat buffers. */
-static bool weights_follow(const tn_model *m, const tn_node *a, const tn_node *b) {
-    const tn_param *first = &m->params[a->weight], *second = &m->params[b->weight];
-    return second->offset == first->offset + first->count && second->count == first->count;
-}
-
-/* Whether the nodes `node` and `node + 1` are a residual block. */
-static bool is_block(const tn_cuda *cuda, const tn_model *m, int node) {
-    const tn_node *inner = &m->nodes[node], *join = inner + 1;
-    return node + 1 < m->node_count && is_plain_conv(cuda, m, inner) && inner->residual < 0 &&
-           join->kind == TN_NODE_CONV && join->input == inner->output && is_plain_conv(cuda, m, join) &&
-           join->residual == inner->input && weights_follow(m, inner, join) &&
-           readers(m, inner->output, 0, m->node_count) == 1;
-}
-
-/* Residual blocks that follow each other from `node` on. */
-static int blocks_from(const tn_cuda *cuda, const tn_model *m, int node) {
-    int blocks = 0;
-    for (; is_block(cuda, m, node); node += 2, blocks++) {
-        const tn_node *before = &m->nodes[node - 1];
-        if (blocks > 0 && (m->nodes[node].input != before->output || !weights_follow(m, before, before + 1) ||
-                           readers(m, before->output, 0, m->node_count) != 2))
-            break;
-    }
-    return blocks;
-}
-
-static tn_stage_shape shape_of(const tn_model *m, int node, int rows, int blocks) {
-    tn_shape in = m->tensors[m->nodes[node].input].shape;
-    tn_stage_shape s = {
-        .rows = rows, .height = in.height, .width = in.width, .channels = in.channels, .blocks = blocks};
-    s.images = tn_stage_images(&s);
-    return s;
-}
-
-int tn_cuda_span(const tn_backend *backend, const tn_model *m, int node, int chunk_rows) {
-    const tn_cuda *cuda = (const tn_cuda *)(const void *)backend;
-    if (cuda->precision != TN_PRECISION_BF16) return 1;
-    int blocks = blocks_from(cuda, m, node);
-    if (blocks == 0) return 1;
-    tn_stage_shape s = shape_of(m, node, chunk_rows, blocks);
-    for (int backward = 0; backward < 2; backward++) {
-        size_t bytes = tn_stage_shared(&s, backward);
-        if (bytes == 0 || bytes > cuda->shared_bytes) return 1;
-    }
-    return 2 * blocks;
-}
-
 /* ---- planning ---- */
+
+int tn_cuda_span(const tn_backend *backend, const tn_model *model, int node, int chunk_rows) {
+    const tn_cuda *cuda = (const tn_cuda *)(const void *)backend;
+    const tn_cuda_choice choice = tn_cuda_choose(&cuda->arch, cuda->precision, model, node, chunk_rows);
+    return tn_cuda_choice_span(&choice);
+}
 
 static void stage_free(tn_plan *head) {
     stage_plan *plan = (stage_plan *)(void *)head;
@@ -135,7 +71,7 @@ tn_status tn_cuda_span_plan(tn_backend *backend, const tn_model *model, int node
     TN_TRY(tn_alloc(&plan, 1, sizeof *plan, "stage plan"));
     *plan = (stage_plan){.head = {.model = model, .node = &model->nodes[node]},
                          .cuda = tn_cuda_of(backend),
-                         .shape = shape_of(model, node, first->rows, count / 2),
+                         .shape = tn_cuda_stage_shape(model, node, first->rows, count / 2),
                          .training = training};
     tn_status status = allocate(plan, chunks, plans);
     if (status != TN_OK) {

@@ -48,6 +48,7 @@ static const char *const probes[] = {"norms", NULL};
 static const char *const signals[] = {"USR1", "USR2", "HUP", "INT", "TERM", NULL};
 static const char *const scales[] = {"full", "quick", "smoke", NULL};
 static const char *const precisions[] = {"fp32", "tf32", "bf16", NULL};
+static const char *const architectures[] = {"sm_80", "sm_90", NULL};
 
 static tn_status check_schedule(const char *value) {
     tn_schedule schedule;
@@ -207,6 +208,10 @@ const tn_option tn_option_rows[] = {
      .zero = "auto", .resume = TN_RESUME_FREE, .help = "workers on the CPU; auto is one a core"},
     {"precision", DEVICE, "NAME", "fp32", FIELD(precision), .commands = TRAIN | EVAL | BENCH, .choices = precisions,
      .help = "arithmetic; the CPU computes in fp32"},
+    {"precision", DEVICE, "NAME", "fp32", FIELD(precision), .commands = INFO, .choices = precisions,
+     .help = "arithmetic of --plan"},
+    {"plan", DEVICE, "ARCH", "", FIELD(plan), .commands = INFO, .choices = architectures,
+     .help = "instead: which kernels a GPU (sm_80, sm_90) would run, and their predicted cost; needs no GPU"},
     {"deterministic", DEVICE, "YES|NO", "yes", FIELD(deterministic), .commands = TRAIN, .resume = TN_RESUME_FREE,
      .help = "the same bits on each run, whatever the threads; the CPU knows no other mode"},
 

@@ -240,21 +240,51 @@ static tn_status print_json(const tn_options *o, const tn_engine *e, const tn_mo
     return status;
 }
 
+/* Options that would do nothing. */
+static tn_status check_info(const tn_options *o) {
+    static const char *const others[] = {"json", "threads", "recompute"};
+    if (!o->plan[0] && tn_options_is_given(o, "precision"))
+        return tn_fail(TN_ERR_USAGE,
+                       "--precision: info needs it for --plan alone; give that too, or leave it out");
+    for (size_t i = 0; o->plan[0] && i < sizeof others / sizeof *others; i++)
+        if (tn_options_is_given(o, others[i]))
+            return tn_fail(TN_ERR_USAGE, "--%s does nothing with --plan; leave it out", others[i]);
+    return TN_OK;
+}
+
+static tn_status print_plan(const tn_options *o, const tn_model *m, tn_string *text) {
+    const tn_backend_ops *ops;
+    int rows = o->micro_batch ? o->micro_batch : o->batch;
+    TN_TRY(tn_string_printf(text, "taunet %s\nmodel          %s, variant %s\n", tn_version(), o->model,
+                            o->variant));
+    for (int i = 0; (ops = tn_backend_at(i)); i++)
+        if (ops->explain) return ops->explain(m, o->precision, o->plan, rows, text);
+    return tn_fail(TN_ERR_USAGE,
+                   "--plan %s: this build of taunet has no CUDA backend; build it with a CUDA toolkit",
+                   o->plan);
+}
+
+static tn_status print_info(const tn_options *o, const tn_model *m, tn_string *text) {
+    tn_engine *engine = NULL;
+    tn_engine_config config = {.threads = o->threads,
+                               .micro_batch = o->micro_batch,
+                               .max_batch = o->batch,
+                               .training = true,
+                               .recompute = o->recompute};
+    tn_status status = tn_engine_create(m, &config, &engine);
+    if (status == TN_OK) status = (o->json ? print_json : print_text)(o, engine, m, text);
+    tn_engine_free(engine);
+    return status;
+}
+
 tn_status tn_run_info(const tn_options *options, char **out) {
     tn_model *model = NULL;
-    tn_engine *engine = NULL;
     tn_string text = {0};
     *out = NULL;
     TN_TRY(tn_options_check(options));
+    TN_TRY(check_info(options));
     tn_status status = tn_setup_model(options, options->input, options->classes, &model);
-    tn_engine_config config = {.threads = options->threads,
-                               .micro_batch = options->micro_batch,
-                               .max_batch = options->batch,
-                               .training = true,
-                               .recompute = options->recompute};
-    if (status == TN_OK) status = tn_engine_create(model, &config, &engine);
-    if (status == TN_OK) status = (options->json ? print_json : print_text)(options, engine, model, &text);
-    tn_engine_free(engine);
+    if (status == TN_OK) status = (options->plan[0] ? print_plan : print_info)(options, model, &text);
     tn_model_free(model);
     if (status == TN_OK) status = tn_strdup(out, text.data);
     tn_string_free(&text);

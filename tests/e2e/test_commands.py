@@ -122,6 +122,23 @@ class Init(Case):
 
 
 class Info(Case):
+    def test_plan(self):
+        self.refuse(2, ["--json", "--plan"], "info", "--plan", "sm_90", "--json")
+        self.refuse(2, ["--precision", "--plan"], "info", "--precision", "bf16")
+        self.refuse(2, ["sm_70", "sm_90"], "info", "--plan", "sm_70")
+        if "no cuda: this build" in self.succeed("info", *SMALL).stdout:
+            self.refuse(2, ["no CUDA backend"], "info", "--plan", "sm_90")
+            return
+        text = self.succeed("info", "--model", "resnet110", "--plan", "sm_90", "--precision", "bf16").stdout
+        rows = re.findall(r"^ *(\d+)  (\S+) +(\w+) +([0-9.]+) +([0-9.]+) +(\d+) +([0-9.]+)", text, re.M)
+        self.assertEqual([row[0] for row in rows if row[2] == "stage"], ["36", "34", "34"])
+        self.assertEqual(sum(int(row[0]) for row in rows), 116)
+        total = re.search(r"(?m)^ *116  all +([0-9.]+) +([0-9.]+) +(\d+)", text)
+        self.assertEqual(sum(int(row[5]) for row in rows), int(total[3]))
+        # Forward and two products backward, of which the first convolution needs one.
+        adds = 9 * 1024 * (3 * 16 + 36 * 16 * 16 + 2 * (8 * 16 + 35 * 16 * 16)) + 640
+        self.assertAlmostEqual(float(total[2]), 2 * 128 * (3 * adds - 9 * 1024 * 3 * 16) * 1e-9, delta=0.1)
+
     def test_text(self):
         text = self.succeed("info", "--model", "resnet110", "--variant", "tau", "--batch", 8).stdout
         # By hand: 109 convolutions of 3x3, the linear layer, four scalars a block, tau.

@@ -10,8 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/state.h"
-#include "simt.h"
+#include "tests/simt/counted_step.h"
 #include "tests/simt/least_traffic.h"
 
 #define BLOCKS 4
@@ -26,10 +25,6 @@ typedef struct request {
 static void stop(const char *what) {
     fprintf(stderr, "count_step: %s\n", what);
     exit(1);
-}
-
-static void need(tn_status status) {
-    if (status != TN_OK) stop(tn_error());
 }
 
 static request parse(int argc, char **argv) {
@@ -51,37 +46,6 @@ static request parse(int argc, char **argv) {
 static size_t element_bytes(void *context, int tensor) {
     const tn_engine *engine = context;
     return engine->backend->ops->element_bytes(engine->backend, engine->model, tensor);
-}
-
-/* Two steps, of which the second, recorded as a graph and launched, is counted; the weights are those of a
- * fresh network, images are zero. */
-static void run_steps(const tn_model *model, tn_engine *engine, int rows, uint64_t blocks) {
-    tn_shape in = model->tensors[0].shape;
-    size_t image = (size_t)in.channels * (size_t)in.height * (size_t)in.width;
-    float *images = calloc((size_t)rows * image, sizeof *images),
-          *targets = calloc((size_t)rows * (size_t)model->classes, sizeof *targets);
-    int *labels = calloc((size_t)rows, sizeof *labels);
-    if (!images || !targets || !labels) stop("out of memory");
-    for (int i = 0; i < rows; i++) targets[(size_t)i * (size_t)model->classes] = 1.0f;
-    tn_batch batch = {.rows = rows,
-                      .channels = in.channels,
-                      .height = in.height,
-                      .width = in.width,
-                      .classes = model->classes,
-                      .images = images,
-                      .targets = targets,
-                      .labels = labels};
-    tn_sgd sgd = {.lr = 0.01, .momentum = 0.9, .weight_decay = 1e-4, .scalar_lr = 0.1};
-    tn_result result;
-    need(tn_engine_step(engine, &batch, &sgd, &result));
-    simt_sample(blocks);
-    simt_counters_reset();
-    simt_count(1);
-    need(tn_engine_step(engine, &batch, &sgd, &result));
-    simt_count(0);
-    free(images);
-    free(targets);
-    free(labels);
 }
 
 static bool same(const simt_operation *a, const simt_operation *b) {
@@ -144,16 +108,10 @@ static void print_operations(void) {
 
 int main(int argc, char **argv) {
     request r = parse(argc, argv);
-    simt_sample(r.blocks > 0);
     tn_model *model;
     tn_engine *engine;
-    tn_model_config model_config = {.model = r.model, .variant = r.variant};
-    need(tn_model_build(&model_config, &model));
-    tn_engine_config config = {
-        .device = "cuda", .precision = r.precision, .max_batch = r.batch, .training = true};
-    need(tn_engine_create(model, &config, &engine));
-    need(tn_engine_initialise(engine, 1));
-    run_steps(model, engine, r.batch, r.blocks);
+    tn_engine_config config = {.precision = r.precision, .max_batch = r.batch};
+    counted_step(r.model, r.variant, config, r.blocks, &model, &engine);
     least_traffic least =
         least_traffic_of(model, element_bytes, engine, r.precision == TN_PRECISION_BF16 ? 2 : 4);
     printf("{\"network\": \"%s\", \"precision\": \"%s\", \"batch\": %d, \"chunk\": %d, \"parameters\": %zu, "

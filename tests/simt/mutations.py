@@ -16,11 +16,16 @@ OPTIMIZER = "kernels/optimizer.cu"
 CONVERT = "kernels/convert.cu"
 AUGMENT = "kernels/augment.cu"
 IMAGE = "kernels/image.cu"
+STAGE = "kernels/stage.cu"
+STAGE_BACKWARD = "kernels/stage_backward.cu"
+STAGE_COMMON = "kernels/stage.cuh"
 DEVICE = "kernels/device.cuh"
 CUDA_DEVICE = "src/backend/cuda_device.c"
 CUDA_CONV = "src/backend/cuda_conv.c"
 CUDA_NORM = "src/backend/cuda_norm.c"
 CUDA_TABLES = "src/backend/cuda_tables.c"
+CUDA_STAGE = "src/backend/cuda_stage.c"
+CUDA_PLAN = "src/backend/cuda_plan.c"
 STEP = "src/engine/step.c"
 DEVICE_SUMS = "src/engine/device_sums.c"
 COMM_NCCL = "src/comm/comm_nccl.c"
@@ -211,6 +216,43 @@ MUTATIONS = [
      "kernels_training"),
     (OPTIMIZER, "if (i < count) to[i] += from[i];", "if (i < count) to[i] = from[i];", "add overwrites",
      "kernels_training"),
+    # Stages.
+    (STAGE, BARRIER.rstrip("\n") + " /* the slab is there, and all results of the step before */\n", "\n",
+     "no barrier between two steps", "kernels_stage"),
+    (STAGE, "(step + 1) % 2 * t::SLAB)", "0)", "the next slab overwrites the one in use", "kernels_stage"),
+    (STAGE, "if (residual) load8(stream + place, r);", "if (residual) load8(branch + place, r);",
+     "the residual is the inner activation", "kernels_stage"),
+    (STAGE, "    __syncthreads();\n    if (masks)\n", "    if (masks)\n", "the last mask is written before it is whole",
+     "kernels_stage"),
+    (STAGE_COMMON, "(row + image + 1) * g.pitch + pixel", "(row + 1) * g.pitch + pixel",
+     "no row of zeros between images", "kernels_stage", [STAGE, STAGE_BACKWARD]),
+    (STAGE_COMMON, "g.positions = 16 * g.tiles + 2 * g.pitch + 2;", "g.positions = 16 * g.tiles + 2 * g.pitch - 2;",
+     "planes end before the last tile does", "kernels_stage", [STAGE, STAGE_BACKWARD]),
+    (STAGE_COMMON, "w >= 0 && h >= 0 && image < images", "w >= 0 && h >= 0", "images that do not exist are computed",
+     "kernels_stage", [STAGE, STAGE_BACKWARD]),
+    (STAGE_COMMON, "            __syncwarp(); /* the next tile overwrites the results */\n", "",
+     "results of a tile are overwritten while lanes read them", "kernels_stage", [STAGE, STAGE_BACKWARD]),
+    (STAGE_BACKWARD, "for (int j = 0; j < 8; j++) v[j] += r[j];", "for (int j = 0; j < 8; j++) v[j] += 0 * r[j];",
+     "backward: the residual's gradient is left out", "kernels_stage"),
+    (STAGE_BACKWARD, "if (slab == 0 && conv > 1) s.fetch_mask(a, conv - 2);",
+     "if (slab == 0 && conv > 1) s.fetch_mask(a, conv - 1);", "backward: the mask of another conv", "kernels_stage"),
+    (STAGE_BACKWARD, "        dy_sum = dz_sum = 0;\n    }\n    __device__ __forceinline__ void write_total",
+     "    }\n    __device__ __forceinline__ void write_total", "backward: sums of one conv run on into the next",
+     "kernels_stage"),
+    (STAGE_BACKWARD, "(row + 1 - first) % 2 * wide", "0 * wide", "weight gradient: one buffer for two images",
+     "kernels_stage"),
+    (STAGE_BACKWARD, "i < count; i++) sum += from", "i < count - 1; i++) sum += from",
+     "weight gradient: the last part is left out", "kernels_stage"),
+    (CONVERT, "tap = p.taps - 1 - i / p.in / 16 % p.taps;", "tap = i / p.in / 16 % p.taps;",
+     "packing for stages: taps not reversed", "kernels_training"),
+    (CUDA_STAGE, ".add = a->chunk > 0}", ".add = 0}", "stages: gradients of the second chunk replace the first's",
+     "cuda_engine"),
+    (CUDA_STAGE, "plan->masks + (size_t)a->chunk * plan->mask_bytes : NULL", "plan->masks : NULL",
+     "stages: all chunks write one mask", "cuda_engine"),
+    (CUDA_STAGE, "plan->cuda->scalars + 4 * node", "plan->cuda->scalars + 4 * node - 4", "stages: scalars of the node before",
+     "cuda_engine"),
+    (CUDA_PLAN, "if (bytes == 0 || bytes > arch->shared_bytes) return false;", "if (bytes == 0) return false;",
+     "stages that do not fit in shared memory", "cuda_plan"),
     # Conversion and packing.
     (CONVERT, "tap = p.taps - 1 - i / p.in % p.taps;", "tap = i / p.in % p.taps;", "packing: taps not reversed",
      "kernels_training"),

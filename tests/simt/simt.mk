@@ -53,10 +53,11 @@ $(patsubst %,$(BUILD)/simt/$(1)/%,$(filter test_cuda_%,$(SIMT_TESTS))): $(BUILD)
     $(call OBJ,$(SUPPORT_SRC)) $(BUILD)/simt/$(1)/libtested.a $(BUILD)/libtaunet.a $(BUILD)/simt/$(1)/libsimt.a
 	g++ -g -fopenmp -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(filter-out -lnccl,$(LDLIBS)) $(SIMT_TEST_LIBS) $(SIMT_LIBS)
 endef
-# Counts a training step (count_step.c).
+# Programs that count (count_step.c, targets.c): the instrumented build alone, with what launchers are asked for noted.
 SIMT_WRAPPED := $(foreach f,forward backward_data backward_weights,-Wl,--wrap=tn_launch_conv3x3_$(f))
-$(BUILD)/simt/check/count_step: $(patsubst %,$(BUILD)/simt/check/$(SIMT_DIR)/%.o,count_step expected_flops least_traffic) \
+SIMT_COUNTING := $(patsubst %,$(BUILD)/simt/check/$(SIMT_DIR)/%.o,counted_step expected_flops least_traffic) \
     $(SIMT_BACKEND:%=$(BUILD)/simt/check/%) $(BUILD)/simt/check/libtested.a $(BUILD)/libtaunet.a $(BUILD)/simt/check/libsimt.a
+$(BUILD)/simt/check/count_step $(BUILD)/simt/check/targets: $(BUILD)/simt/check/%: $(BUILD)/simt/check/$(SIMT_DIR)/%.o $(SIMT_COUNTING)
 	g++ -g -fopenmp $(SIMT_WRAPPED) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LDLIBS) $(SIMT_LIBS)
 $(eval $(call SIMT_BUILD,plain,$(SIMT_PLAIN_SRC),-DSIMT_INSTRUMENTED=0))
 $(eval $(call SIMT_BUILD,check,$(SIMT_SRC),-DSIMT_INSTRUMENTED=1))
@@ -85,8 +86,12 @@ simt-tests: $(foreach b,plain check,$(SIMT_TESTS:%=$(BUILD)/simt/$(b)/%))
 
 simt-test: need-build+test+simt ## run kernels and backend on the SIMT machine, without a GPU
 	@$(SIMT_DIR)/mutate.py --check
-	@$(MAKE) --no-print-directory $(SIMT_JOBS) simt-selftest simt-tests
+	@$(MAKE) --no-print-directory $(SIMT_JOBS) simt-selftest simt-tests $(BUILD)/simt/check/targets
 	@$(SIMT_DIR)/run.py $(BUILD)/simt $(SIMT_TESTS)
+	@SIMT_DEVICE=sm_90 $(BUILD)/simt/check/targets
+
+simt-targets: $(BUILD)/simt/check/targets ## what the kernels of the tau block may cost, asserted on the counters
+	@SIMT_DEVICE=sm_90 $(BUILD)/simt/check/targets
 
 # Every test must notice its share of the faults of mutations.py: half an hour or less, not for every commit.
 simt-mutations: need-build+test+simt ## plant faults in the kernels and see that the tests catch them
@@ -136,4 +141,4 @@ simt-clean:
 	rm -rf $(BUILD)/simt
 
 .PRECIOUS: $(SIMT_NVCC)/%.o $(SIMT_NVCC)/report/%.log $(BUILD)/simt/plain/%.o $(BUILD)/simt/check/%.o
-.PHONY: simt-test simt-mutations cuda-report simt-tests simt-selftest simt-nvcc simt-curand simt-clean
+.PHONY: simt-test simt-targets simt-mutations cuda-report simt-tests simt-selftest simt-nvcc simt-curand simt-clean

@@ -1,0 +1,294 @@
+#include "backend/cuda_plan.h"
+
+#include <string.h>
+
+#include "backend/cuda_device.h"
+
+/* Bandwidth as copies reach it, cuBLAS as large products do, float32 as the data sheet has it; a launch
+ * inside a graph takes a microsecond or two (an assumption). */
+static const tn_cuda_arch archs[] = {
+    {"sm_80", "A100 SXM 80 GB", 108, 166912, 1.75e12, {19.5e12, 125e12, 250e12}, 0.8, 19.5e12, 1.5e-6},
+    {"sm_90", "H100 SXM", 132, 232448, 3.0e12, {67e12, 400e12, 798e12}, 0.6, 67e12, 1.5e-6},
+};
+
+const tn_cuda_arch *tn_cuda_arch_named(const char *name) {
+    for (size_t i = 0; i < sizeof archs / sizeof *archs; i++)
+        if (!strcmp(archs[i].name, name)) return &archs[i];
+    return NULL;
+}
+
+/* ---- what can be a stage ---- */
+
+/* A residual block is two 3x3 convolutions of stride 1 between which nothing else happens, with ReLU behind
+ * both and the block's input as residual of the second; its scalars may be any. Blocks follow each other for
+ * as long as each reads only the one before. */
+static bool is_plain_conv(tn_precision precision, const tn_model *m, const tn_node *node) {
+    if (node->kind != TN_NODE_CONV || node->kernel != 3 || node->stride != 1 || node->padding != 1)
+        return false;
+    return node->relu && node->bias < 0 && node->input > 0 &&
+           m->tensors[node->input].shape.channels == m->tensors[node->output].shape.channels &&
+           m->params[node->weight].group == TN_GROUP_WEIGHTS &&
+           tn_cuda_store_of(precision, m, node->input) == TN_STORE_BF16 &&
+           tn_cuda_store_of(precision, m, node->output) == TN_STORE_BF16;
+}
+
+static int readers(const tn_model *m, int tensor) {
+    int count = 0;
+    for (int i = 0; i < m->node_count; i++)
+        count += (m->nodes[i].input == tensor) + (m->nodes[i].residual == tensor);
+    return count;
+}
+
+/* Weights of successive convs must follow each other in the flat buffers. */
+static bool weights_follow(const tn_model *m, const tn_node *a, const tn_node *b) {
+    const tn_param *first = &m->params[a->weight], *second = &m->params[b->weight];
+    return second->offset == first->offset + first->count && second->count == first->count;
+}
+
+static bool is_block(tn_precision precision, const tn_model *m, int node) {
+    const tn_node *inner = &m->nodes[node], *join = inner + 1;
+    return node + 1 < m->node_count && is_plain_conv(precision, m, inner) && inner->residual < 0 &&
+           is_plain_conv(precision, m, join) && join->input == inner->output &&
+           join->residual == inner->input && weights_follow(m, inner, join) && readers(m, inner->output) == 1;
+}
+
+static int blocks_from(tn_precision precision, const tn_model *m, int node) {
+    int blocks = 0;
+    for (; is_block(precision, m, node); node += 2, blocks++) {
+        if (blocks == 0) continue;
+        const tn_node *before = &m->nodes[node - 1];
+        if (m->nodes[node].input != before->output || !weights_follow(m, before, before + 1) ||
+            readers(m, before->output) != 2)
+            break;
+    }
+    return blocks;
+}
+
+tn_stage_shape tn_cuda_stage_shape(const tn_model *m, int node, int rows, int blocks) {
+    tn_shape in = m->tensors[m->nodes[node].input].shape;
+    tn_stage_shape s = {
+        .rows = rows, .height = in.height, .width = in.width, .channels = in.channels, .blocks = blocks};
+    s.images = tn_stage_images(&s);
+    return s;
+}
+
+static bool stage_fits(const tn_cuda_arch *arch, const tn_stage_shape *s) {
+    for (int backward = 0; backward < 2; backward++) {
+        size_t bytes = tn_stage_shared(s, backward);
+        if (bytes == 0 || bytes > arch->shared_bytes) return false;
+    }
+    return true;
+}
+
+/* ---- costs ---- */
+
+static double larger(double a, double b) {
+    return a > b ? a : b;
+}
+
+static void add_kernels(const tn_cuda_arch *arch, tn_cuda_cost *cost, double bytes, double flops, double rate,
+                        int launches) {
+    cost->bytes += bytes;
+    cost->flops += flops;
+    cost->launches += launches;
+    cost->seconds += larger(bytes / arch->bytes_per_second, flops / rate) + launches * arch->launch_seconds;
+}
+
+/* Forward and backward of tn_launch_stage_*; bytes in units of one activation. */
+static tn_cuda_cost stage_cost(const tn_cuda_arch *arch, const tn_stage_shape *s) {
+    tn_cuda_cost cost = {0};
+    const double pixels = (double)s->rows * s->height * s->width, convs = 2.0 * s->blocks,
+                 unit = pixels * s->channels * 2, masks = convs * unit / 16,
+                 products = 2 * pixels * 9 * s->channels * s->channels * convs,
+                 weights = convs * 9 * s->channels * s->channels * 2;
+    /* Computed positions that are no pixels, and multiprocessors that wait for the others' last images. */
+    const int grid = (s->rows + s->images - 1) / s->images,
+              waves = (grid + arch->multiprocessors - 1) / arch->multiprocessors;
+    const double waste = (s->height + 1.0) * (s->width + 1.0) / ((double)s->height * s->width) * waves *
+                         arch->multiprocessors / grid;
+    const double rate = arch->flops[TN_PRECISION_BF16] * arch->wmma_share / waste;
+    const bool inside = s->channels == 16; /* where the weight gradient is made */
+    add_kernels(arch, &cost, unit * (1 + convs) + masks + weights, products, rate, 1);
+    const double parts = (double)tn_stage_workspace(s) - (inside ? 0 : convs * unit);
+    if (inside) {
+        add_kernels(arch, &cost, unit * (2 + convs) + masks + weights + parts, 2 * products, rate, 1);
+    } else {
+        add_kernels(arch, &cost, unit * (2 + convs) + masks + weights, products, rate, 1);
+        add_kernels(arch, &cost, unit * 2 * convs + parts, products,
+                    arch->flops[TN_PRECISION_BF16] * arch->wmma_share, 1);
+    }
+    add_kernels(arch, &cost, parts + 2 * weights, 0, 1, 1);
+    return cost;
+}
+
+static tn_cuda_cost times(tn_cuda_cost cost, int count) {
+    return (tn_cuda_cost){cost.bytes * count, cost.flops * count, cost.seconds * count,
+                          cost.launches * count};
+}
+
+static tn_cuda_cost sum(tn_cuda_cost a, tn_cuda_cost b) {
+    return (tn_cuda_cost){a.bytes + b.bytes, a.flops + b.flops, a.seconds + b.seconds,
+                          a.launches + b.launches};
+}
+
+/* Of one node by itself: bytes of x and y, of all rows. */
+typedef struct node_facts {
+    const tn_node *node;
+    tn_conv_shape shape;
+    double x, y, mask, products;
+    bool sums;
+} node_facts;
+
+static node_facts facts_of(tn_precision precision, const tn_model *m, int index, int rows) {
+    const tn_node *node = &m->nodes[index];
+    const int output = node->output >= 0 ? node->output : node->input;
+    tn_shape in = m->tensors[node->input].shape, out = m->tensors[output].shape;
+    if (node->kind == TN_NODE_LINEAR) in = (tn_shape){(int)tn_cuda_floats(in), 1, 1};
+    node_facts f = {.node = node,
+                    .shape = {rows, in.height, in.width, in.channels, out.height, out.width, out.channels,
+                              node->kind == TN_NODE_LINEAR ? 1 : node->kernel, node->stride, node->padding},
+                    .sums = node->term_count > 0 || node->carry >= 0};
+    f.x = (double)rows *
+          (double)(tn_cuda_floats(in) * tn_cuda_store_bytes(tn_cuda_store_of(precision, m, node->input)));
+    f.y = (double)rows *
+          (double)(tn_cuda_floats(out) * tn_cuda_store_bytes(tn_cuda_store_of(precision, m, output)));
+    f.mask = node->relu ? (double)rows * (double)tn_cuda_floats(out) / 8 : 0;
+    f.products = 2 * rows * tn_node_multiply_adds(m, node);
+    return f;
+}
+
+/* dz from two gradients, which is what a block's output has. */
+static void add_epilogue_backward(const tn_cuda_arch *arch, const node_facts *f, tn_cuda_cost *cost) {
+    if (f->node->relu || f->sums)
+        add_kernels(arch, cost, (f->node->residual >= 0 ? 3 : 2) * f->y + f->mask, 0, 1, f->sums ? 2 : 1);
+}
+
+static tn_cuda_cost conv_cost(const tn_cuda_arch *arch, const node_facts *f) {
+    tn_cuda_cost cost = {0};
+    const double residual = f->node->residual >= 0 ? f->y : 0, rate = arch->float_flops;
+    add_kernels(arch, &cost, f->x + f->y + residual + f->mask, f->products, rate, 1);
+    add_epilogue_backward(arch, f, &cost);
+    add_kernels(arch, &cost, f->x + f->y + 2 * (double)tn_conv3x3_workspace(&f->shape), f->products, rate, 2);
+    if (f->node->input > 0) add_kernels(arch, &cost, f->x + f->y, f->products, rate, 1);
+    return cost;
+}
+
+static tn_cuda_cost cublas_cost(const tn_cuda_arch *arch, tn_precision precision, const node_facts *f) {
+    tn_cuda_cost cost = {0};
+    const tn_conv_shape *s = &f->shape;
+    const bool columns = s->kernel > 1 || s->stride > 1;
+    const double rate = arch->flops[precision], residual = f->node->residual >= 0 ? f->y : 0,
+                 element = precision == TN_PRECISION_BF16 ? 2 : 4,
+                 wide = columns ? 2 * element * s->rows * s->out_height * s->out_width * s->kernel *
+                                      s->kernel * s->in_channels
+                                : 0;
+    add_kernels(arch, &cost, f->x + wide + f->y, f->products, rate, columns ? 2 : 1);
+    if (f->node->relu || f->sums || f->node->bias >= 0 || residual > 0)
+        add_kernels(arch, &cost, 2 * f->y + residual + f->mask, 0, 1, 1);
+    add_epilogue_backward(arch, f, &cost);
+    if (f->node->bias >= 0) add_kernels(arch, &cost, f->y, 0, 1, 1);
+    add_kernels(arch, &cost, f->x + wide + f->y, f->products, rate, columns ? 3 : 1);
+    if (f->node->input > 0) add_kernels(arch, &cost, f->x + wide + f->y, f->products, rate, columns ? 2 : 1);
+    return cost;
+}
+
+/* Forward reads x (norms twice) and writes y; backward does the same with gradients (norms read x twice
+ * more). */
+static tn_cuda_cost other_cost(const tn_cuda_arch *arch, const node_facts *f) {
+    tn_cuda_cost cost = {0};
+    const bool norm = f->node->kind == TN_NODE_NORM;
+    add_kernels(arch, &cost, (norm ? 2 : 1) * f->x + f->y + f->mask, 0, 1, norm ? 4 : 1);
+    add_kernels(arch, &cost, (norm ? 3 : 1) * f->x + (norm ? 3 : 1) * f->y + f->mask, 0, 1, norm ? 4 : 1);
+    return cost;
+}
+
+/* ---- choices ---- */
+
+static tn_cuda_choice choose_alone(const tn_cuda_arch *arch, tn_precision precision, const tn_model *m,
+                                   int node, int rows) {
+    tn_cuda_choice c = {.way = TN_CUDA_OTHER, .nodes = 1};
+    const node_facts f = facts_of(precision, m, node, rows);
+    if (f.node->kind == TN_NODE_CONV || f.node->kind == TN_NODE_LINEAR) {
+        c.way = tn_cuda_conv_is_fused(&f.shape, precision) ? TN_CUDA_CONV : TN_CUDA_CUBLAS;
+        c.possible[TN_CUDA_CUBLAS] = true;
+        c.cost[TN_CUDA_CUBLAS] = cublas_cost(arch, precision, &f);
+        if (c.way == TN_CUDA_CONV) c.cost[TN_CUDA_CONV] = conv_cost(arch, &f);
+    } else {
+        c.cost[TN_CUDA_OTHER] = other_cost(arch, &f);
+    }
+    c.possible[c.way] = true;
+    return c;
+}
+
+tn_cuda_choice tn_cuda_choose(const tn_cuda_arch *arch, tn_precision precision, const tn_model *m, int node,
+                              int rows) {
+    const int blocks = precision == TN_PRECISION_BF16 ? blocks_from(precision, m, node) : 0;
+    tn_cuda_choice c = choose_alone(arch, precision, m, node, rows);
+    const tn_stage_shape stage = blocks ? tn_cuda_stage_shape(m, node, rows, blocks) : (tn_stage_shape){0};
+    if (blocks == 0 || !stage_fits(arch, &stage)) return c;
+    tn_stage_shape block = stage;
+    block.blocks = 1;
+    c.nodes = 2 * blocks;
+    for (int i = 1; i < c.nodes; i++) {
+        const tn_cuda_choice alone = choose_alone(arch, precision, m, node + i, rows);
+        for (int way = TN_CUDA_CONV; way <= TN_CUDA_CUBLAS; way++)
+            c.cost[way] = sum(c.cost[way], alone.cost[way]);
+    }
+    c.possible[TN_CUDA_STAGE] = c.possible[TN_CUDA_BLOCK] = true;
+    c.cost[TN_CUDA_STAGE] = stage_cost(arch, &stage);
+    c.cost[TN_CUDA_BLOCK] = times(stage_cost(arch, &block), blocks);
+    const tn_cuda_way apart = c.way;
+    c.way = TN_CUDA_STAGE;
+    if (c.cost[TN_CUDA_BLOCK].seconds < c.cost[c.way].seconds) c.way = TN_CUDA_BLOCK;
+    if (c.cost[apart].seconds < c.cost[c.way].seconds) c.way = apart;
+    return c;
+}
+
+int tn_cuda_choice_span(const tn_cuda_choice *c) {
+    return c->way == TN_CUDA_STAGE ? c->nodes : c->way == TN_CUDA_BLOCK ? 2 : 1;
+}
+
+/* ---- as a table ---- */
+
+static const char *const way_names[] = {"stage", "block", "conv", "cublas", "other"};
+
+static tn_status print_choice(const tn_model *m, int node, const tn_cuda_choice *c, tn_string *text) {
+    const tn_cuda_cost *cost = &c->cost[c->way];
+    const char *separator = "";
+    TN_TRY(tn_string_printf(text, "%6d  %-24s %-8s %9.1f %9.2f %8d %9.1f  ", c->nodes, m->nodes[node].name,
+                            way_names[c->way], cost->bytes * 1e-6, cost->flops * 1e-9, cost->launches,
+                            cost->seconds * 1e6));
+    for (int way = 0; way < TN_CUDA_OTHER; way++) {
+        if (!c->possible[way] || way == (int)c->way) continue;
+        TN_TRY(tn_string_printf(text, "%s%s %.1f", separator, way_names[way], c->cost[way].seconds * 1e6));
+        separator = ", ";
+    }
+    return tn_string_printf(text, "\n");
+}
+
+tn_status tn_cuda_explain(const tn_model *m, tn_precision precision, const char *name, int rows,
+                          tn_string *text) {
+    static const char *const precisions[] = {"fp32", "tf32", "bf16"};
+    const tn_cuda_arch *arch = tn_cuda_arch_named(name);
+    if (!arch) return tn_fail(TN_ERR_USAGE, "--plan %s: unknown architecture; use sm_80 or sm_90", name);
+    tn_cuda_cost total = {0};
+    TN_TRY(tn_string_printf(
+        text,
+        "plan           %s (%s), %s, batch %d: a prediction for one training step without the "
+        "update, not measured\n"
+        "assumed        %.2f TB/s, cuBLAS %.0f TFLOP/s, WMMA %.0f %% of it in bf16, float32 "
+        "%.0f TFLOP/s, %.1f us a launch\n\n"
+        "%6s  %-24s %-8s %9s %9s %8s %9s  %s\n",
+        arch->name, arch->device, precisions[precision], rows, arch->bytes_per_second * 1e-12,
+        arch->flops[precision] * 1e-12, arch->wmma_share * 100, arch->float_flops * 1e-12,
+        arch->launch_seconds * 1e6, "layers", "first layer", "choice", "MB", "GFLOP", "launches", "us",
+        "other choices, us"));
+    for (int i = 0; i < m->node_count;) {
+        const tn_cuda_choice c = tn_cuda_choose(arch, precision, m, i, rows);
+        TN_TRY(print_choice(m, i, &c, text));
+        total = sum(total, c.cost[c.way]);
+        i += c.nodes;
+    }
+    return tn_string_printf(text, "%6d  %-24s %-8s %9.1f %9.2f %8d %9.1f\n", m->node_count, "all", "",
+                            total.bytes * 1e-6, total.flops * 1e-9, total.launches, total.seconds * 1e6);
+}

@@ -1,0 +1,245 @@
+/* What the kernels of the tau block may cost, asserted on the counters of the SIMT machine: bf16, batch 128,
+ * each block of the three stages of a CIFAR ResNet; and how many launches a training step takes.
+ *
+ * Bytes are those of memory: what a launch touches twice comes from the cache the second time, what one
+ * launch wrote and the next reads does not. They stand against the least for one block: forward reads x and
+ * writes a1, y' and both masks; backward reads dy, a1, x and the masks and writes dx; weights are read, and
+ * their gradients written, once. A hot kernel is one that moves a twentieth of the bytes of its group. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+#include "tests/simt/counted_step.h"
+
+#define ROWS       128
+#define BLOCKS_RUN 4
+#define STAGE      18 /* blocks of a stage of ResNet-110 */
+
+typedef struct block_shape {
+    int size, channels;
+} block_shape;
+
+static const block_shape shapes[] = {{32, 16}, {16, 32}, {8, 64}};
+static int breaches;
+
+static void ok(cudaError_t error, const char *what) {
+    if (error == cudaSuccess) return;
+    fprintf(stderr, "targets: %s: %s\n", what, cudaGetErrorString(error));
+    exit(1);
+}
+
+/* Zeros: no work has been done with them, and in samples memory begins so. */
+static void *device(size_t bytes) {
+    void *p;
+    ok(cudaMalloc(&p, bytes), "cudaMalloc");
+    return p;
+}
+
+static size_t values_of(block_shape s) {
+    return (size_t)ROWS * (size_t)(s.size * s.size * s.channels);
+}
+
+static double weights_of(block_shape s) {
+    return 2 * 9.0 * s.channels * s.channels;
+}
+
+static double least_forward(block_shape s) {
+    return (3 * 2 + 2 / 8.0) * (double)values_of(s) + 2 * weights_of(s);
+}
+
+static double least_backward(block_shape s) {
+    return (4 * 2 + 2 / 8.0) * (double)values_of(s) + (2 + 4) * weights_of(s);
+}
+
+/* ---- what is counted ---- */
+
+static void begin(void) {
+    ok(cudaDeviceSynchronize(), "before counting");
+    simt_counters_reset();
+    simt_count(1);
+}
+
+static double sectors(const simt_counters *c) {
+    return (double)(c->load_sectors + c->store_sectors);
+}
+
+static double memory_bytes(const simt_counters *c) {
+    return 32.0 * (double)(c->load_memory_sectors + c->store_memory_sectors);
+}
+
+static void print_operations(double least) {
+    for (size_t i = 0; i < simt_operations_counted(); i++) {
+        const simt_operation *o = simt_operation_at(i);
+        const simt_counters *c = &o->counters;
+        printf("    %-48s reads %.3f, writes %.3f of least\n", o->name,
+               32.0 * (double)c->load_memory_sectors / least, 32.0 * (double)c->store_memory_sectors / least);
+    }
+}
+
+/* `limit` of bytes relative to least; `known`: what is reached today, where that is more. */
+static void judge(const char *what, block_shape s, double least, double limit, double known) {
+    double bytes = 0, worst_sectors = 0, worst_banks = 0;
+    ok(cudaDeviceSynchronize(), what);
+    simt_count(0);
+    for (size_t i = 0; i < simt_operations_counted(); i++)
+        bytes += memory_bytes(&simt_operation_at(i)->counters);
+    for (size_t i = 0; i < simt_operations_counted(); i++) {
+        const simt_operation *o = simt_operation_at(i);
+        const simt_counters *c = &o->counters;
+        if (!o->threads || memory_bytes(c) < 0.05 * bytes) continue;
+        double ideal = (double)(c->load_ideal_sectors + c->store_ideal_sectors), banks = 0;
+        double ratio = ideal > 0 ? sectors(c) / ideal : 0;
+        if (c->shared_ideal_wavefronts)
+            banks = (double)c->shared_wavefronts / (double)c->shared_ideal_wavefronts;
+        if (ratio > worst_sectors) worst_sectors = ratio;
+        if (banks > worst_banks) worst_banks = banks;
+    }
+    double allowed = known > limit ? known : limit;
+    bool bad = bytes > allowed * least || worst_sectors > 1.05 || worst_banks > 2;
+    printf("%-34s %2dx%-2d x %2d  launches %3zu  bytes %.3f of least (target %.2f%s)  sectors %.3f  banks "
+           "%.2f%s\n",
+           what, s.size, s.size, s.channels, simt_operations_counted(), bytes / least, limit,
+           bytes > limit * least ? ", MISSED" : "", worst_sectors, worst_banks, bad ? "  BREACH" : "");
+    if (bad || bytes > limit * least) print_operations(least);
+    breaches += bad;
+}
+
+/* ---- blocks and stages ---- */
+
+typedef struct memory {
+    void *x, *y, *inner, *weights, *workspace;
+    uint32_t *masks;
+    float *scalars, *grads, *sums;
+} memory;
+
+static memory allocate(const tn_stage_shape *s, block_shape b) {
+    size_t bytes = 2 * values_of(b), convs = 2 * (size_t)s->blocks, count = (size_t)weights_of(b) / 2;
+    return (memory){.x = device(bytes),
+                    .y = device(bytes),
+                    .inner = device(convs * bytes),
+                    .weights = device(convs * count * 2),
+                    .workspace = device(tn_stage_workspace(s) + 1),
+                    .masks = device(convs * values_of(b) / 8),
+                    .scalars = device(convs * 4 * sizeof(float)),
+                    .grads = device(convs * count * sizeof(float)),
+                    .sums = device(convs * 3 * sizeof(float))};
+}
+
+static void release(memory *m) {
+    void *all[] = {m->x, m->y, m->inner, m->weights, m->workspace, m->masks, m->scalars, m->grads, m->sums};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) ok(cudaFree(all[i]), "cudaFree");
+}
+
+static void stage(block_shape b, int blocks, double forward, double backward, double known_backward) {
+    tn_stage_shape s = {
+        .rows = ROWS, .height = b.size, .width = b.size, .channels = b.channels, .blocks = blocks};
+    s.images = tn_stage_images(&s);
+    memory m = allocate(&s, b);
+    begin();
+    ok(tn_launch_stage_forward(&s, m.x, m.weights, m.scalars, m.inner, m.masks, m.y, NULL, NULL), "stage");
+    judge(blocks == 1 ? "block forward" : "stage forward, per block", b, blocks * least_forward(b), forward,
+          0);
+    tn_stage_gradient gradient = {.x = m.x,
+                                  .inner = m.inner,
+                                  .masks = m.masks,
+                                  .weights = m.weights,
+                                  .dy = {.part = {m.y}, .count = 1},
+                                  .dx = m.x,
+                                  .grads = m.grads,
+                                  .sums = m.sums};
+    gradient.dx = device(2 * values_of(b));
+    begin();
+    ok(tn_launch_stage_backward(&s, gradient, m.workspace, NULL), "stage");
+    judge(blocks == 1 ? "block backward" : "stage backward, per block", b, blocks * least_backward(b),
+          backward, known_backward);
+    ok(cudaFree(gradient.dx), "cudaFree");
+    release(&m);
+}
+
+/* The same block by the kernels of single convolutions. */
+static void separate_convs(block_shape b, double forward, double known_forward, double backward,
+                           double known_backward) {
+    tn_conv_shape s = {.rows = ROWS,
+                       .in_height = b.size,
+                       .in_width = b.size,
+                       .in_channels = b.channels,
+                       .out_height = b.size,
+                       .out_width = b.size,
+                       .out_channels = b.channels,
+                       .kernel = 3,
+                       .stride = 1,
+                       .padding = 1};
+    size_t bytes = 2 * values_of(b), mask = values_of(b) / 8, weights = (size_t)weights_of(b);
+    void *x = device(bytes), *a = device(bytes), *y = device(bytes), *dz = device(bytes), *dx = device(bytes);
+    void *w = device(weights * 2), *workspace = device(tn_wmma3x3_workspace(&s, TN_WMMA_BF16) + 1);
+    void *sum_space = device(tn_wmma3x3_sum_workspace(&s, TN_WMMA_BF16) + 1);
+    uint32_t *masks = device(2 * mask);
+    float *scalars = device(64), *grads = device(weights * sizeof(float));
+    tn_epilogue first = {.c = scalars, .d = scalars + 1, .relu = 1, .mask = masks}, second = first;
+    second.r = x;
+    second.mask = masks + mask / 4;
+    begin();
+    ok(tn_launch_wmma3x3_forward(&s, TN_WMMA_BF16, TN_STORE_BF16, x, w, first, TN_STORE_BF16, a, NULL),
+       "conv");
+    ok(tn_launch_wmma3x3_forward(&s, TN_WMMA_BF16, TN_STORE_BF16, a, w, second, TN_STORE_BF16, y, NULL),
+       "conv");
+    judge("two convs forward", b, least_forward(b), forward, known_forward);
+    /* dz of the second conv has been made by the kernel behind it, as the gate makes that of the first here.
+     */
+    tn_gate inner = {.mask = masks, .sums = scalars + 4},
+            outer = {.r = y, .mask = second.mask, .sums = scalars + 6};
+    begin();
+    ok(tn_launch_wmma3x3_backward_weights(&s, TN_WMMA_BF16, TN_STORE_BF16, a, TN_STORE_BF16, y, workspace,
+                                          grads, NULL),
+       "conv");
+    ok(tn_launch_wmma3x3_backward_data(&s, TN_WMMA_BF16, TN_STORE_BF16, y, w, inner, TN_STORE_BF16, dz,
+                                       sum_space, NULL),
+       "conv");
+    ok(tn_launch_wmma3x3_backward_weights(&s, TN_WMMA_BF16, TN_STORE_BF16, x, TN_STORE_BF16, dz, workspace,
+                                          grads, NULL),
+       "conv");
+    ok(tn_launch_wmma3x3_backward_data(&s, TN_WMMA_BF16, TN_STORE_BF16, dz, w, outer, TN_STORE_BF16, dx,
+                                       sum_space, NULL),
+       "conv");
+    judge("two convs backward", b, least_backward(b), backward, known_backward);
+    void *all[] = {x, a, y, dz, dx, w, workspace, sum_space, masks, scalars, grads};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) ok(cudaFree(all[i]), "cudaFree");
+}
+
+/* ---- launches of a step ---- */
+
+static void launches(const char *name, bool separate, int limit, int known) {
+    tn_model *model;
+    tn_engine *engine;
+    tn_engine_config config = {.precision = TN_PRECISION_BF16, .max_batch = 8, .separate_layers = separate};
+    int count = 0;
+    counted_step(name, "tau", config, 1, &model, &engine);
+    for (size_t i = 0; i < simt_operations_counted(); i++) {
+        const simt_operation *o = simt_operation_at(i);
+        count += o->threads > 0 || strcmp(o->name, "cublas") == 0;
+    }
+    bool bad = count > (known > limit ? known : limit);
+    printf("%-10s tau, %-15s  launches of a step %4d (target %d%s)%s\n", name,
+           separate ? "conv kernels" : "stage kernels", count, limit, count > limit ? ", MISSED" : "",
+           bad ? "  BREACH" : "");
+    breaches += bad;
+    tn_engine_free(engine);
+    tn_model_free(model);
+}
+
+int main(void) {
+    if (!simt_is_instrumented()) return 2;
+    simt_sample(BLOCKS_RUN);
+    for (int i = 0; i < 3; i++) {
+        stage(shapes[i], 1, 1.15, 1.35, 0);
+        stage(shapes[i], STAGE, 0.75, 1.35, 0);
+        separate_convs(shapes[i], 99, 0, 1.9, 0);
+    }
+    launches("resnet20", true, 60, 0);
+    launches("resnet20", false, 20, 0);
+    launches("resnet110", true, 300, 0);
+    launches("resnet110", false, 20, 0);
+    printf("targets: %d breaches\n", breaches);
+    return breaches ? 1 : 0;
+}

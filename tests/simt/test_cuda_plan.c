@@ -1,0 +1,120 @@
+/* What is planned for which device, and the cost that decides; needs no device. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "backend/cuda_plan.h"
+#include "taunet/status.h"
+
+static tn_model *network(const char *name, const char *variant) {
+    tn_model *model;
+    tn_model_config config = {
+        .model = name, .variant = variant, .channels = 3, .height = 32, .width = 32, .classes = 10};
+    if (tn_model_build(&config, &model) != TN_OK) fail_msg("%s", tn_error());
+    return model;
+}
+
+/* Nodes in stages, and how many stages there are. */
+static int staged(const tn_cuda_arch *arch, tn_precision precision, const tn_model *m, int rows,
+                  int *stages) {
+    int nodes = 0;
+    *stages = 0;
+    for (int i = 0, count; i < m->node_count; i += count) {
+        tn_cuda_choice c = tn_cuda_choose(arch, precision, m, i, rows);
+        count = tn_cuda_choice_span(&c);
+        if (count == 1) continue;
+        assert_int_equal(c.way, TN_CUDA_STAGE);
+        assert_int_equal(c.nodes, count);
+        nodes += count;
+        ++*stages;
+    }
+    return nodes;
+}
+
+/* All residual blocks but the two that change the shape, two convolutions each, wherever blocks are without
+ * norms and the stream is bf16. */
+static void test_stages(void **unused) {
+    static const struct {
+        const char *model, *variant;
+        tn_precision precision;
+        int nodes, stages;
+    } cases[] = {
+        {"resnet20", "tau", TN_PRECISION_BF16, 14, 3},     {"resnet110", "tau", TN_PRECISION_BF16, 104, 3},
+        {"resnet110", "fixup", TN_PRECISION_BF16, 104, 3}, {"resnet8", "plain", TN_PRECISION_BF16, 2, 1},
+        {"resnet20", "tau", TN_PRECISION_FP32, 0, 0},      {"resnet20", "bn-tau", TN_PRECISION_BF16, 0, 0},
+        {"resnet1202", "tau", TN_PRECISION_BF16, 0, 0},    {"resnet18", "tau", TN_PRECISION_BF16, 4, 1},
+    };
+    (void)unused;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int a = 0; a < 2; a++) {
+            tn_model *m = network(cases[i].model, cases[i].variant);
+            int stages, nodes = staged(tn_cuda_arch_named(a ? "sm_90" : "sm_80"), cases[i].precision, m, 128,
+                                       &stages);
+            if (nodes != cases[i].nodes || stages != cases[i].stages)
+                fail_msg("%s %s: %d nodes in %d stages", cases[i].model, cases[i].variant, nodes, stages);
+            tn_model_free(m);
+        }
+    assert_null(tn_cuda_arch_named("sm_70"));
+}
+
+/* Images that do not fit in shared memory are left to kernels of single convolutions. */
+static void test_shared_memory(void **unused) {
+    tn_cuda_arch arch = *tn_cuda_arch_named("sm_90");
+    tn_model *m = network("resnet20", "tau");
+    int stages;
+    (void)unused;
+    arch.shared_bytes = 100 << 10; /* backward of 32x32 needs more, the others not */
+    assert_int_equal(staged(&arch, TN_PRECISION_BF16, m, 128, &stages), 8);
+    arch.shared_bytes = 48 << 10;
+    assert_int_equal(staged(&arch, TN_PRECISION_BF16, m, 128, &stages), 0);
+    tn_model_free(m);
+}
+
+/* The first stage of ResNet-20, counted by hand: 128 images of 32x32x16 in bf16 are 4 MiB. */
+static void test_cost(void **unused) {
+    const tn_cuda_arch *arch = tn_cuda_arch_named("sm_90");
+    tn_model *m = network("resnet20", "tau");
+    tn_cuda_choice c = tn_cuda_choose(arch, TN_PRECISION_BF16, m, 1, 128);
+    const double unit = 128.0 * 32 * 32 * 16 * 2, masks = 6 * unit / 16, weights = 6 * 9 * 16 * 16 * 2,
+                 parts = 128.0 * 6 * (9 * 16 * 16 * 4 + 2 * 8);
+    (void)unused;
+    assert_int_equal(c.cost[TN_CUDA_STAGE].launches, 3);
+    assert_int_equal(c.cost[TN_CUDA_BLOCK].launches, 9);
+    /* Forward x in, six outputs; backward dy, x and five outputs in, dx out; parts written and read. */
+    double wanted = 7 * unit + 8 * unit + 2 * masks + 2 * weights + 2 * parts + 2 * weights;
+    if (fabs(c.cost[TN_CUDA_STAGE].bytes - wanted) > 1e-3 * wanted)
+        fail_msg("%.0f bytes, by hand %.0f", c.cost[TN_CUDA_STAGE].bytes, wanted);
+    double flops = 3.0 * 6 * 2 * 128 * 32 * 32 * 9 * 16 * 16;
+    assert_true(fabs(c.cost[TN_CUDA_STAGE].flops - flops) < 1e-6 * flops);
+    assert_true(c.cost[TN_CUDA_STAGE].seconds < c.cost[TN_CUDA_BLOCK].seconds);
+    assert_true(c.cost[TN_CUDA_BLOCK].seconds < c.cost[TN_CUDA_CONV].seconds);
+    /* One image more than multiprocessors is another wave. */
+    tn_cuda_choice full = tn_cuda_choose(arch, TN_PRECISION_BF16, m, 1, 132),
+                   over = tn_cuda_choose(arch, TN_PRECISION_BF16, m, 1, 133);
+    assert_true(over.cost[TN_CUDA_STAGE].seconds > 1.2 * full.cost[TN_CUDA_STAGE].seconds);
+    tn_model_free(m);
+}
+
+static void test_explain(void **unused) {
+    tn_model *m = network("resnet110", "tau");
+    tn_string text = {0};
+    (void)unused;
+    assert_int_equal(tn_cuda_explain(m, TN_PRECISION_BF16, "sm_90", 128, &text), TN_OK);
+    assert_non_null(strstr(text.data, "    36  layer1.0.conv1           stage"));
+    assert_non_null(strstr(text.data, "a prediction"));
+    tn_string_free(&text);
+    assert_int_equal(tn_cuda_explain(m, TN_PRECISION_BF16, "sm_70", 128, &text), TN_ERR_USAGE);
+    tn_model_free(m);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_stages), cmocka_unit_test(test_shared_memory),
+                                       cmocka_unit_test(test_cost), cmocka_unit_test(test_explain)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
