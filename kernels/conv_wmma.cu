@@ -118,12 +118,11 @@ static __global__ void __launch_bounds__(32 * WIDE_WARPS)
 
 /* ---- planning: by shape and precision alone ---- */
 
-#define MAX_WIDTH      256          /* of an output row that a block can stream */
-#define RESIDENT_BYTES (160 * 1024) /* shared memory of a block, at most */
-#define INPUT_BYTES    (40 * 1024)  /* of a tile of input whose weights stay; less beside large weights */
-#define RESIDENT_ROWS  8            /* tiles of fewer rows reread too much of their neighbours */
-#define BLOCKS         528          /* wanted, at most, where blocks go through several tiles */
-#define FEW_TILES      264          /* fewer are cut in two */
+#define MAX_WIDTH     256         /* of an output row that a block can stream */
+#define INPUT_BYTES   (40 * 1024) /* of a tile of input whose weights stay; less beside large weights */
+#define RESIDENT_ROWS 8           /* tiles of fewer rows reread too much of their neighbours */
+#define BLOCKS        528         /* wanted, at most, where blocks go through several tiles */
+#define FEW_TILES     264         /* fewer are cut in two */
 
 static int divide_up(int a, int b) {
     return (a + b - 1) / b;
@@ -153,7 +152,8 @@ static bool plan_resident(const tn_conv_shape *s, int element, conv_job *job) {
     job->w_pitch = element == 2 ? wmma_pitch<bf16>(most) : wmma_pitch<float>(most);
     job->w_bytes = round128(9 * job->depth * job->w_pitch * element);
     const int fixed = job->w_bytes + THREADS / 32 * STAGING_BYTES;
-    const int room = (RESIDENT_BYTES - fixed) / 2 < INPUT_BYTES ? (RESIDENT_BYTES - fixed) / 2 : INPUT_BYTES;
+    const int room =
+        (WMMA_SHARED_BYTES - fixed) / 2 < INPUT_BYTES ? (WMMA_SHARED_BYTES - fixed) / 2 : INPUT_BYTES;
     int band = height, least = band < RESIDENT_ROWS ? band : RESIDENT_ROWS;
     for (;; band--) {
         if (band < least) return false;

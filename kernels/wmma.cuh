@@ -330,12 +330,16 @@ __device__ __forceinline__ void add_shares(typename fragments<T>::sums (&sums)[9
                 for (int i = 0; i < (int)before.num_elements; i++) sums[tap].x[i] += before.x[i];
             }
             if (k < SHARES - 1)
-                wmma::store_matrix_sync(memory + tap * 256, sums[tap], 16, wmma::mem_row_major);
+                wmma::store_matrix_sync(memory + tap * 16 * GRADIENT_PITCH, sums[tap], GRADIENT_PITCH,
+                                        wmma::mem_row_major);
         }
     }
 }
 
 /* ---- host ---- */
+
+/* Shared memory of a block, at most: what sm_80 has, less a little. */
+#define WMMA_SHARED_BYTES (160 * 1024)
 
 /* What these kernels do not take. */
 static inline bool bad_wmma3x3(const tn_conv_shape *s) {
