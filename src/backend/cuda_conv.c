@@ -2,7 +2,7 @@
  * linear layer that adds its own input computes with s W + I.
  *
  *   wmma     3x3 with padding 1 and channels in sixteens, in bf16 and tf32: tensor cores, one kernel with the
- *            whole epilogue; narrow ones make dx and dw in one pass
+ *            whole epilogue; narrow ones make dx and dw in one launch
  *   direct   3x3 with padding 1 and few channels: one kernel with the whole epilogue
  *   gemm     1x1 of stride 1, and linear: cuBLAS on the activations as they are
  *   im2col   all others: columns of some rows at a time, then cuBLAS
@@ -29,7 +29,7 @@ typedef struct conv_plan {
     tn_storage gemm_store; /* what cuBLAS multiplies */
     tn_wmma unit;
     int taps, ld, slice_rows;
-    bool needs_epilogue, needs_sums, trained, both; /* both gradients in one pass */
+    bool needs_epilogue, needs_sums, trained, both; /* both gradients in one launch */
     void *forward_weights, *backward_weights;       /* the same for cuBLAS */
     float *bias;                                    /* the vector, looked at like all packed parameters */
     uint32_t *masks;                                /* [chunks][mask_words] */
@@ -132,9 +132,10 @@ static void plan_scratch(conv_plan *plan) {
         plan->dz_at = reserve(bytes, all * (size_t)s->out_channels * gemm_bytes(plan));
     if (gemm) plan->gradient_at = reserve(bytes, (size_t)s->out_channels * (size_t)plan->ld * sizeof(float));
     if (plan->method == DIRECT) plan->workspace_at = reserve(bytes, tn_conv3x3_workspace(s));
-    if (plan->method == WMMA)
-        plan->workspace_at =
-            reserve(bytes, plan->both ? tn_wmma3x3_both_workspace(s) : tn_wmma3x3_workspace(s, plan->unit));
+    if (plan->method == WMMA) {
+        size_t one = tn_wmma3x3_workspace(s, plan->unit), both = tn_wmma3x3_both_workspace(s);
+        plan->workspace_at = reserve(bytes, plan->both && both > one ? both : one);
+    }
     plan->sums_at = reserve(bytes, TN_SUM_WORKSPACE);
     plan->made_at = reserve(bytes, (weights > (size_t)s->out_channels ? weights : (size_t)s->out_channels) *
                                        sizeof(float));
@@ -212,7 +213,7 @@ static tn_status conv_plan_make(tn_backend *backend, const tn_model *model, int 
     for (int i = 0; i < (training ? 3 : 1); i++)
         if (i != 1 || node->input != 0)
             snprintf(plan->base.head.implementation[i], sizeof plan->base.head.implementation[i], "%s%s",
-                     names[plan->method], i && plan->both ? ", one pass" : "");
+                     names[plan->method], i && plan->both ? ", one launch" : "");
     *out = &plan->base.head;
     return TN_OK;
 }

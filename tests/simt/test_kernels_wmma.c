@@ -148,7 +148,7 @@ static void run_forward(const wmma_case *t, const arrays *a, tensor x, tensor w)
     check_flag("forward", flag, 0);
 }
 
-/* Backward data alone, or with the weight gradient in the same pass. */
+/* Backward data alone, or with the weight gradient in the same launch. */
 static void run_backward(const wmma_case *t, const arrays *a, bool both, tensor x, tensor dz, tensor w) {
     size_t count = in_count(a->s), weights = (size_t)t->out * t->in * 9;
     tensor r = tensor_random(count, t->x_store, 7), gate = tensor_random(count, F, 8),
@@ -223,7 +223,7 @@ static const wmma_case cases[] = {
     {3, 7, 7, 128, 64, 1, .relu = true, .r = true, .gated = true},
     /* bands of a wide image, in slices; columns that do not exist */
     {1, 10, 61, 80, 80, 1, .relu = true, .bias = true, .gated = true},
-    /* more images than blocks of the pass that makes dx and dw */
+    /* several images for every share of the gradient */
     {5, 4, 6, 32, 32, 1, .gated = true, .in_place = true},
     {1, 4, 5, 48, 48, 1, .relu = true, .gated = true},
     {1, 14, 14, 16, 16, 2, .relu = true, .c = true, .gated = true},
