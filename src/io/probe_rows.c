@@ -13,14 +13,11 @@ enum { COLUMNS = 6 };
 
 /* Splits a line at its commas into exactly COLUMNS fields. */
 static bool split(char *line, char *fields[COLUMNS]) {
-    int count = 0;
-    for (char *at = line; at && count < COLUMNS; count++) {
-        fields[count] = at;
-        at = strchr(at, ',');
-        if (at && count + 1 == COLUMNS) return false;
-        if (at) *at++ = 0;
+    for (int i = 0; i < COLUMNS; i++) {
+        fields[i] = strsep(&line, ",");
+        if (!fields[i]) return false;
     }
-    return count == COLUMNS;
+    return !line;
 }
 
 static bool whole(const char *text, int *out) {
