@@ -9,7 +9,7 @@
 #include "theory/separated_data.h"
 #include "theory/sweep.h"
 
-enum { INPUTS = 64, OUTPUTS = 2, FIXED_DEPTH = 30, FIXED_SAMPLES = 8, AXES = 3 };
+enum { INPUTS = 64, OUTPUTS = 2, FIXED_DEPTH = 30, FIXED_SAMPLES = 8, AXES = 3, CONTROLS = 4 };
 static const double fixed_delta = 0.5;
 static const double deltas[] = {0.05, 0.1, 0.2, 0.5, 1}, sample_counts[] = {2, 4, 8, 16, 32};
 enum { DELTAS = 5, COUNTS = 5 };
@@ -22,6 +22,7 @@ typedef struct study {
     /* ||dF/dW_L||^2 d n / (F m delta), at the random residual and at the worst one; least ||h_i - h_j|| /
      * delta. */
     tn_sweep gradient[AXES], worst[AXES], separation[AXES];
+    tn_sweep control; /* least distance over delta and the layer's norm, without skips, against depth */
 } study;
 
 static double least_separation(const tn_fc_pass *pass) {
@@ -29,6 +30,40 @@ static double least_separation(const tn_fc_pass *pass) {
     for (int l = 0; l <= pass->depth; l++)
         least = fmin(least, tn_separation(pass->samples, pass->width, tn_fc_h(pass, l)));
     return least;
+}
+
+/* Norms of the states of a layer, root mean square over samples. */
+static double layer_norm(const tn_fc_pass *pass, int layer) {
+    size_t count = (size_t)pass->samples * (size_t)pass->width;
+    return tn_norm(count, tn_fc_h(pass, layer)) / sqrt(pass->samples);
+}
+
+/* Without skips the states of all samples turn the same way. How fast is a matter of chance: the value of a
+ * trial is the geometric mean over some networks. */
+static tn_status add_without_skips(study *s, int number, int depth, int samples, double *sum) {
+    tn_fc_trial t;
+    tn_fc_pass pass;
+    TN_TRY(tn_lab_check_stop(s->lab));
+    tn_status status = tn_fc_trial_open(tn_lab_seed(s->lab), number, INPUTS, s->width, depth, OUTPUTS,
+                                        samples, fixed_delta, false, &t);
+    t.net.skip = false;
+    if (status == TN_OK) status = tn_fc_pass_create(&t.net, samples, &pass);
+    if (status == TN_OK) {
+        tn_fc_forward(&t.net, t.x, &pass);
+        *sum += log(tn_separation(samples, s->width, tn_fc_h(&pass, depth)) /
+                    (fixed_delta * layer_norm(&pass, depth)));
+        tn_fc_pass_free(&pass);
+    }
+    tn_fc_trial_close(&t);
+    return status;
+}
+
+static tn_status measure_control(study *s, int trial, int point, int samples) {
+    double sum = 0;
+    for (int i = 0; i < CONTROLS; i++)
+        TN_TRY(add_without_skips(s, s->trials + trial * CONTROLS + i, s->depths[point], samples, &sum));
+    tn_sweep_set(&s->control, trial, point, exp(sum / CONTROLS));
+    return TN_OK;
 }
 
 static tn_status measure(study *s, const tn_fc_trial *t, double delta, int trial, axis a, int point) {
@@ -74,6 +109,7 @@ static tn_status run_trial(void *context, int trial, int worker) {
     (void)worker;
     for (int p = 0; p < s->points; p++)
         TN_TRY(measure_at(s, trial, BY_DEPTH, p, s->depths[p], fixed_delta, samples));
+    for (int p = 0; p < s->points; p++) TN_TRY(measure_control(s, trial, p, samples));
     for (int p = 0; p < DELTAS; p++)
         TN_TRY(measure_at(s, trial, BY_DELTA, p, FIXED_DEPTH, deltas[p], samples));
     for (int p = 0; p < COUNTS; p++)
@@ -105,13 +141,18 @@ static tn_status judge(study *s) {
         "Thm 7, for the worst residuals (more than the theorem says): ||dF/dW_L||² ≥ Ω(F mδ/(dn))"));
     tn_exponent depth = tn_sweep_exponent(&s->separation[BY_DEPTH]),
                 delta = tn_sweep_exponent(&s->separation[BY_DELTA]);
-    return tn_lab_verdict(
+    TN_TRY(tn_lab_verdict(
         s->lab, tn_judge_both(tn_judge_above(depth, -0.05), tn_judge_below(delta, 0.05)),
         "Lemma 6: ||h_i,l - h_j,l|| ≥ Ω(δ) for all layers: separation survives depth",
         "exponents of least distance / δ: in L above -0.05, in δ below 0.05",
         "L: %.3f ± %.3f; δ: %.3f ± %.3f; least %.3f", depth.value, depth.half_width, delta.value,
         delta.half_width,
-        fmin(tn_sweep_minimum(&s->separation[BY_DEPTH]), tn_sweep_minimum(&s->separation[BY_DELTA])));
+        fmin(tn_sweep_minimum(&s->separation[BY_DEPTH]), tn_sweep_minimum(&s->separation[BY_DELTA]))));
+    tn_exponent control = tn_sweep_exponent(&s->control);
+    return tn_lab_verdict(
+        s->lab, tn_judge_below(control, -0.05), "Control, without skips: separation is lost with depth",
+        "exponent in L of the last layer's least distance, over δ and norm, below -0.05",
+        "%.3f ± %.3f; least %.3g", control.value, control.half_width, tn_sweep_minimum(&s->control));
 }
 
 static tn_status draw(study *s) {
@@ -161,6 +202,7 @@ static tn_status conclude(study *s) {
         TN_TRY(tn_sweep_create(points[a], x[a], s->trials, &s->worst[a]));
         TN_TRY(tn_sweep_create(points[a], x[a], s->trials, &s->separation[a]));
     }
+    TN_TRY(tn_sweep_create_depths(s->points, s->depths, s->trials, &s->control));
     TN_TRY(tn_lab_parallel(s->lab, s->trials, run_trial, s));
     TN_TRY(tn_lab_remark(
         s->lab,
@@ -186,6 +228,7 @@ static tn_status run(tn_lab *lab, const tn_options *options) {
         tn_sweep_free(&s.worst[a]);
         tn_sweep_free(&s.separation[a]);
     }
+    tn_sweep_free(&s.control);
     return status;
 }
 

@@ -36,7 +36,8 @@ typedef struct study {
     tn_sweep start[TN_ACTIVATIONS];          /* lambda_min(G(0)) / lambda_0 against width */
     tn_sweep least[TN_ACTIVATIONS], excess[TN_ACTIVATIONS], rate[TN_ACTIVATIONS], weights[TN_ACTIVATIONS],
         alpha[TN_ACTIVATIONS], begin[TN_ACTIVATIONS], low[TN_ACTIVATIONS], high[TN_ACTIVATIONS],
-        final[TN_ACTIVATIONS]; /* against n */
+        final[TN_ACTIVATIONS];        /* against n */
+    tn_sweep control[TN_ACTIVATIONS]; /* loss after one step that is ten times too long, over the first */
     double *curves; /* trial 0, the second count: activations x 3 x (limit + 1): loss, bound, lambda_min(G) /
                        lambda_0 */
     double *wide_grams; /* activations x repeats x 2 (whole, half width) x 32 x 32 */
@@ -240,12 +241,33 @@ static tn_status run_start(study *s, int activation, int trial) {
     return TN_OK;
 }
 
+/* The step of the control is ten times the longest at which descent is stable. */
+static tn_status run_control(study *s, int activation, int trial) {
+    workshop w;
+    double eta = 0, first = NAN;
+    tn_status status = open_workshop(&w, s, activation, (int)counts[1], trial);
+    if (status == TN_OK) {
+        tn_nf_forward(&w.net, &w.pass);
+        tn_nf_backward(&w.net, &w.pass);
+        first = distance(&w);
+        status = choose_rate(&w, &eta);
+    }
+    if (status == TN_OK) {
+        tn_nf_descend(&w.net, &w.pass, w.y, 20 * eta, w.work);
+        tn_nf_forward(&w.net, &w.pass);
+        tn_sweep_set(&s->control[activation], trial, 0, distance(&w) / first);
+    }
+    close_workshop(&w);
+    return status;
+}
+
 static tn_status run_trial(void *context, int index, int worker) {
     study *s = context;
     int activation = index % TN_ACTIVATIONS, trial = index / TN_ACTIVATIONS;
     (void)worker;
     TN_TRY(run_start(s, activation, trial));
     for (int p = 0; p < COUNTS; p++) TN_TRY(run_count(s, activation, trial, p));
+    TN_TRY(run_control(s, activation, trial));
     if (activation == TN_ACTIVATIONS - 1)
         tn_lab_progress(s->lab, "trial %d of %d done", trial + 1, s->trials);
     return TN_OK;
@@ -320,6 +342,18 @@ static tn_status judge_descent(study *s, int a) {
                           "largest %.3f ± %.3f, least %.3f ± %.3f; all norms in [%.2f, %.2f]", high.value,
                           high.half_width, low.value, low.half_width, tn_sweep_minimum(&s->low[a]),
                           tn_sweep_maximum(&s->high[a]));
+}
+
+/* Theorem 1 must fail where the step is too long. */
+static tn_status judge_control(study *s, int a) {
+    char claim[160];
+    double least = tn_sweep_minimum(&s->control[a]);
+    snprintf(claim, sizeof claim,
+             "Control, %s, η = 10 · 2/λ_max: the bound of [N] Thm 1 fails in the first step",
+             tn_activation_name((tn_activation)a));
+    return tn_lab_verdict(s->lab, least > 1 ? TN_HOLDS : TN_DOES_NOT_HOLD, claim,
+                          "the loss rises in every trial", "by a factor of %.3g to %.3g (n = %g)", least,
+                          tn_sweep_maximum(&s->control[a]), counts[1]);
 }
 
 static tn_status draw_course(study *s, tn_plot *plot, int loss, int gram) {
@@ -408,6 +442,7 @@ static tn_status conclude(study *s) {
         tn_sweep *all[] = {&s->least[a], &s->excess[a], &s->rate[a],  &s->weights[a], &s->alpha[a],
                            &s->low[a],   &s->high[a],   &s->final[a], &s->begin[a]};
         TN_TRY(tn_sweep_create(WIDTHS, s->widths, s->trials, &s->start[a]));
+        TN_TRY(tn_sweep_create(1, &counts[1], s->trials, &s->control[a]));
         for (int i = 0; i < 9; i++) TN_TRY(tn_sweep_create(COUNTS, counts, s->trials, all[i]));
     }
     TN_TRY(tn_alloc(&s->x, (size_t)MOST * INPUTS, sizeof *s->x, "data points"));
@@ -423,6 +458,7 @@ static tn_status conclude(study *s) {
         s->depth, s->width, s->trials, s->limit));
     for (int a = 0; a < TN_ACTIVATIONS; a++) TN_TRY(judge_start(s, a));
     for (int a = 0; a < TN_ACTIVATIONS; a++) TN_TRY(judge_descent(s, a));
+    for (int a = 0; a < TN_ACTIVATIONS; a++) TN_TRY(judge_control(s, a));
     TN_TRY(draw(s));
     return tabulate(s);
 }
@@ -444,6 +480,7 @@ static tn_status run(tn_lab *lab, const tn_options *options) {
         tn_sweep *all[] = {&s.least[a], &s.excess[a], &s.rate[a],  &s.weights[a], &s.alpha[a],
                            &s.low[a],   &s.high[a],   &s.final[a], &s.start[a],   &s.begin[a]};
         for (int i = 0; i < 10; i++) tn_sweep_free(all[i]);
+        tn_sweep_free(&s.control[a]);
     }
     tn_free(s.x);
     tn_free(s.curves);

@@ -9,7 +9,7 @@
 
 #include "temp_folder.h"
 #include "tests/support/unit_fixture.h"
-#include "theory/laboratory.h"
+#include "theory/laboratory_parts.h"
 #include "theory/linear_algebra.h"
 
 /* A laboratory in which the quick form of an experiment has run. */
@@ -44,6 +44,18 @@ static void expect(const result *r, const char *claim, tn_verdict verdict) {
     expect_either(r, claim, verdict, verdict);
 }
 
+/* The number behind `before` in what the first claim with this text measured. */
+static double measured(const result *r, const char *claim, const char *before) {
+    for (size_t i = 0; i < r->lab->claim_count; i++) {
+        const char *at = r->lab->claims[i].measured;
+        if (!strstr(r->lab->claims[i].claim, claim)) continue;
+        if (!(at = strstr(at, before))) fail_msg("'%s' measures no '%s'", claim, before);
+        return strtod(at + strlen(before), NULL);
+    }
+    fail_msg("no claim '%s'", claim);
+    return 0;
+}
+
 /* Few trials leave wide intervals: bounded quantities may be inconclusive here, but not refuted. */
 static void test_forward(void **state) {
     (void)state;
@@ -51,6 +63,11 @@ static void test_forward(void **state) {
     expect_either(&r, "Thm 2, τ = 1/√L", TN_HOLDS, TN_INCONCLUSIVE);
     expect_either(&r, "Thm 2, τ = 0.5/√L", TN_HOLDS, TN_INCONCLUSIVE);
     expect_either(&r, "Thm 2, τ = 0.25/√L", TN_HOLDS, TN_INCONCLUSIVE);
+    /* The slopes themselves, which the intervals belong to. */
+    assert_true(measured(&r, "Thm 2, τ = 1/√L", "largest ") < 0.05);
+    assert_true(measured(&r, "Thm 2, τ = 0.5/√L", "largest ") < 0.05);
+    assert_true(measured(&r, "Thm 2, τ = 0.25/√L", "largest ") < 0.05);
+    assert_true(measured(&r, "Control, τ = 1", "") > 1);
     expect(&r, "excess c over 1 shrinks", TN_HOLDS);
     expect(&r, "Thm 4, τ = L^-0.25", TN_HOLDS);
     expect(&r, "Control, τ = 1", TN_HOLDS);
@@ -63,6 +80,10 @@ static void test_spectral(void **state) {
     expect_either(&r, "Thm 1, κ = 1", TN_HOLDS, TN_INCONCLUSIVE);
     expect_either(&r, "Thm 1, κ = 0.5", TN_HOLDS, TN_INCONCLUSIVE);
     expect(&r, "Thm 1, κ = 0.25", TN_HOLDS);
+    assert_true(measured(&r, "Thm 1, κ = 1", "") < 0.05);
+    assert_true(measured(&r, "Thm 1, κ = 0.5", "") < 0.05);
+    assert_true(measured(&r, "Thm 1, κ = 0.25", "") < 0.05);
+    assert_true(measured(&r, "Control, τ = 1", "") > 1);
     expect(&r, "excess c shrinks", TN_HOLDS);
     expect(&r, "Control, τ = 1", TN_HOLDS);
     end(&r);
@@ -95,8 +116,9 @@ static void test_perturbation(void **state) {
 static void test_lower(void **state) {
     (void)state;
     result r = run(&tn_experiment_lower, "2");
-    assert_int_equal(tn_lab_find_verdict(r.lab, NULL, NULL), 3);
+    assert_int_equal(tn_lab_find_verdict(r.lab, NULL, NULL), 4);
     expect_either(&r, "Lemma 6", TN_HOLDS, TN_INCONCLUSIVE);
+    expect(&r, "Control, without skips", TN_HOLDS);
     end(&r);
 }
 
@@ -113,6 +135,9 @@ static void test_nf(void **state) {
     result r = run(&tn_experiment_nf, "2");
     expect(&r, "Thm 1, tanh", TN_HOLDS);
     expect(&r, "Thm 1, softplus", TN_HOLDS);
+    expect(&r, "Control, tanh, η = 10", TN_HOLDS);
+    expect(&r, "Control, softplus, η = 10", TN_HOLDS);
+    expect(&r, "Control, ReLU, η = 10", TN_HOLDS);
     end(&r);
 }
 
@@ -121,6 +146,11 @@ static void test_jacobian(void **state) {
     result r = run(&tn_experiment_jacobian, "2");
     expect(&r, "ReLU, standard initialisation: λ_max(JJᵀ) = Ω(H)", TN_HOLDS);
     expect(&r, "ReLU, standard initialisation: the condition number grows", TN_HOLDS);
+    /* The same with the factor 1/H comes out the other way. */
+    expect_either(&r, "ReLU, with 1/H", TN_HOLDS, TN_INCONCLUSIVE);
+    expect(&r, "tanh, with 1/H", TN_HOLDS);
+    assert_true(measured(&r, "ReLU, with 1/H", "λ_max ") < 0.5);
+    assert_true(measured(&r, "ReLU, standard initialisation: λ_max", "") > 5);
     end(&r);
 }
 

@@ -76,6 +76,7 @@ static void the_scalings_behave_as_in_the_figure(void **unused) {
     assert_int_equal(tn_options_set(o, "data", "synthetic:1x16x16:4:300"), TN_OK);
     if (run(&tn_experiment_fig1, o, NULL, &lab) != TN_OK) fail_msg("%s", tn_error());
     assert_int_equal(verdict_of(lab, "tau = 1/sqrt(L) trains at every depth"), TN_HOLDS);
+    assert_int_equal(verdict_of(lab, "tau = 1/L trains at every depth"), TN_HOLDS);
     /* The control: the same criterion, with tau too large. */
     assert_int_equal(verdict_of(lab, "1/L^0.25 training diverges"), TN_HOLDS);
     assert_int_equal(tn_lab_find_verdict(lab, NULL, NULL), 6);
@@ -92,6 +93,25 @@ static void the_scalings_behave_as_in_the_figure(void **unused) {
         assert_true(tn_number_table_at(table, i, 4) >= tn_number_table_at(table, i, 3));
         if (!diverged) assert_true(tn_number_table_at(table, i, 7) == 120);
     }
+    tn_lab_free(lab);
+    tn_options_free(o);
+    temp_folder_remove(&folder);
+}
+
+/* The paper speaks of explosion at L = 30 with tau = 1/L^0.25: what happens is said, and is no verdict. */
+static void what_happens_at_30_layers_is_said(void **unused) {
+    (void)unused;
+    temp_folder folder = temp_folder_make();
+    static const char *const pairs[] = {
+        "data", "synthetic:1x8x8:4:64", "depths", "3,30", "width", "8", "steps", "4", "threads", "1", NULL};
+    tn_options *o = options_of(&folder, "fig1", pairs);
+    tn_lab *lab;
+    bool said = false;
+    if (run(&tn_experiment_fig1, o, NULL, &lab) != TN_OK) fail_msg("%s", tn_error());
+    for (size_t i = 0; i < lab->remark_count; i++)
+        said |= strstr(lab->remarks[i], "1/L^0.25 at L = 30") && strstr(lab->remarks[i], "largest");
+    assert_true(said);
+    assert_int_equal(verdict_of(lab, "1/L^0.25 training diverges"), TN_INCONCLUSIVE); /* no L >= 100 */
     tn_lab_free(lab);
     tn_options_free(o);
     temp_folder_remove(&folder);
@@ -380,6 +400,7 @@ int main(void) {
     if (tn_blas_open() != TN_OK) return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_scalings_behave_as_in_the_figure),
+        cmocka_unit_test(what_happens_at_30_layers_is_said),
         cmocka_unit_test(a_stopped_grid_goes_on),
         cmocka_unit_test(overwriting_computes_again),
         cmocka_unit_test(cells_of_other_settings_and_damaged_cells_are_refused),
