@@ -13,6 +13,7 @@
 #include <cuda_runtime_api.h>
 #include <simt.h>
 
+#include "backend/cuda_device.h"
 #include "base/memory.h"
 #include "tests/support/engine_check.h"
 
@@ -203,9 +204,10 @@ typedef struct work {
     float logits[ROWS * 5];
 } work;
 
-/* Back to where the engine started. */
+/* Back to where the engine started, without what it made for images. */
 static void restore(const work *w) {
     tn_engine *e = w->engine;
+    tn_cuda_free_images((tn_cuda *)(void *)e->backend);
     const tn_backend_ops *ops = e->backend->ops;
     size_t bytes = e->model->param_floats * sizeof(float);
     e->packed = e->eval_loaded = false;
@@ -238,6 +240,53 @@ static tn_status do_probe(work *w, double *out) {
     TN_TRY(tn_engine_probe(w->engine, &w->batch, 1, &layer, &result, &norms));
     *out = result.loss + norms.output + norms.gradient;
     return TN_OK;
+}
+
+/* The sum of the images that a batch of bytes becomes. */
+static tn_status do_raw(work *w, const tn_raw_batch *raw, double *out) {
+    tn_engine *e = w->engine;
+    tn_batch batch = w->batch;
+    size_t count = (size_t)ROWS * (size_t)batch.channels * (size_t)batch.height * (size_t)batch.width;
+    batch.images = NULL;
+    batch.raw = raw;
+    TN_TRY(tn_engine_begin(e, &batch));
+    float *images = malloc(count * sizeof *images);
+    tn_status status =
+        e->backend->ops->download(e->backend, images, e->inputs.images, count * sizeof *images);
+    *out = 0;
+    for (size_t i = 0; status == TN_OK && i < count; i++) *out += (double)images[i] * (double)(i + 1);
+    free(images);
+    return status;
+}
+
+static const float table[TN_CHANNELS_MAX][256] = {{1, 2, 3, 4}, {5, 6, 7, 8}, {9, 10, 11, 12}};
+
+static tn_status do_held(work *w, double *out) {
+    static const uint8_t pixels[1 << 16] = {0, 1, 2, 3, 3, 2, 1, 0, 1};
+    static const int order[ROWS] = {0, 1, 0};
+    const tn_raw_batch raw = {
+        .table = table[0], .pixels = pixels, .count = 2, .order = order, .order_count = ROWS};
+    TN_TRY(tn_engine_hold_images(w->engine, pixels, sizeof pixels));
+    return do_raw(w, &raw, out);
+}
+
+/* Views of one pixel. */
+static tn_status do_views(work *w, double *out) {
+    const int height = w->batch.height, width = w->batch.width;
+    int32_t *bytes = calloc((size_t)(height + width) * 3 + 1, sizeof *bytes);
+    for (int i = 0; i < height + width; i++) bytes[3 * i + 1] = 1, bytes[3 * i + 2] = 1 << 22;
+    bytes[(height + width) * 3] = 0x030201;
+    tn_raw_image images[ROWS];
+    for (int i = 0; i < ROWS; i++)
+        images[i] = (tn_raw_image){.bytes = bytes,
+                                   .size = ((size_t)(height + width) * 3 + 1) * sizeof *bytes,
+                                   .from_height = 1,
+                                   .from_width = 1,
+                                   .taps = {1, 1}};
+    const tn_raw_batch raw = {.table = table[0], .images = images, .count = ROWS};
+    tn_status status = do_raw(w, &raw, out);
+    free(bytes);
+    return status;
 }
 
 typedef tn_status (*task)(work *w, double *out);
@@ -289,6 +338,8 @@ static void test_work_with_a_failing_call(void **unused) {
         check_task(model, &data, do_step, 2, "a step that is replayed");
         check_task(model, &data, do_eval, 0, "an evaluation");
         check_task(model, &data, do_probe, 0, "a probe");
+        if (i == 1) check_task(model, &data, do_held, 0, "a batch of images that are held");
+        if (i == 1) check_task(model, &data, do_views, 0, "a batch of views");
         op_data_free(&data);
         tn_model_free(model);
     }
