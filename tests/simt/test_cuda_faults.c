@@ -16,6 +16,7 @@
 #include "backend/cuda_device.h"
 #include "base/memory.h"
 #include "tests/support/engine_check.h"
+#include "train/setup.h"
 
 #define ROWS 3
 
@@ -374,6 +375,33 @@ static void test_too_little_device_memory(void **unused) {
     tn_model_free(model);
 }
 
+/* A data set for which the device has not the room goes there batch by batch. */
+static void test_images_that_do_not_fit(void **unused) {
+    (void)unused;
+    tn_model *model = network();
+    tn_dataset *dataset;
+    tn_engine *engine;
+    tn_loader_config config = {.batch = ROWS};
+    assert_int_equal(tn_dataset_open("synthetic:3x6x6:4:12", &dataset), TN_OK);
+    assert_int_equal(create(model, "cuda", &engine), TN_OK);
+    for (int fits = 0; fits < 2; fits++) {
+        const tn_batch *batch;
+        tn_loader *loader;
+        size_t before = tn_engine_bytes(engine);
+        if (!fits) simt_fail_call("cudaMalloc", 1, cudaErrorMemoryAllocation);
+        if (tn_setup_loader(dataset, &config, engine, &loader) != TN_OK ||
+            tn_loader_next(loader, &batch, NULL) != TN_OK)
+            fail_msg("%s", tn_error());
+        simt_fail_call("", 0, 0);
+        assert_true((batch->raw != NULL) == fits && (batch->images == NULL) == fits);
+        assert_int_equal(tn_engine_bytes(engine) - before, fits ? 12 * 3 * 6 * 6 : 0);
+        tn_loader_close(loader);
+    }
+    tn_engine_free(engine);
+    tn_dataset_close(dataset);
+    tn_model_free(model);
+}
+
 static void test_too_little_host_memory(void **unused) {
     (void)unused;
     tn_model *model = small_network();
@@ -426,6 +454,7 @@ int main(void) {
         cmocka_unit_test(test_creation_with_a_failing_call),
         cmocka_unit_test(test_work_with_a_failing_call),
         cmocka_unit_test(test_too_little_device_memory),
+        cmocka_unit_test(test_images_that_do_not_fit),
         cmocka_unit_test(test_too_little_host_memory),
         cmocka_unit_test(test_an_error_that_stays),
     };
