@@ -1,10 +1,10 @@
 /* Images per second of the loader: shuffled, augmented and normalised.
  *
- *   loader [SPEC [BATCH [SECONDS [THREADS]]]]      default synthetic:3x32x32:10:50000 128 2 1
+ *   loader [SPEC [BATCH [SECONDS [THREADS [raw]]]]]      default synthetic:3x32x32:10:50000 128 2 1
  *
  * The main thread only takes batches, so the time is that of the loader. THREADS decode the images of folder
- * and webdataset. Prints the median, slowest and fastest of ten stretches, and images per second of processor
- * time. */
+ * and webdataset. With `raw` batches are bytes for a device that makes images of them. Prints the median,
+ * slowest and fastest of ten stretches, and images per second of processor time. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -61,6 +61,7 @@ int main(int argc, char **argv) {
         .split = TN_SPLIT_TRAIN, .batch = argc > 2 ? atoi(argv[2]) : 128, .shuffle = true};
     config.augment = true;
     config.threads = argc > 4 ? atoi(argv[4]) : 1;
+    config.raw = argc > 5;
     double seconds = argc > 3 ? atof(argv[3]) : 2.0, begin = now();
     tn_dataset *dataset;
     tn_loader *loader = NULL;

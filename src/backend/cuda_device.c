@@ -198,6 +198,7 @@ void tn_cuda_staging_close(tn_cuda_staging *stage) {
         if (stage->slots[i].copied) (void)cudaEventDestroy(stage->slots[i].copied);
         if (stage->slots[i].memory) (void)cudaFreeHost(stage->slots[i].memory);
     }
+    (void)cudaGetLastError(); /* of what cannot be freed; it would be taken for that of a launch */
 }
 
 /* Behind a copy from or to a slot: whoever comes back to the slot waits for it. */

@@ -175,6 +175,9 @@ static tn_status deliver(const struct tn_cuda_images *m, tn_cuda_staging *stage,
 static tn_status make_views(tn_cuda *cuda, struct tn_cuda_images *m, const tn_batch *batch) {
     const tn_raw_batch *raw = batch->raw;
     layout l;
+    if (batch->channels != 3)
+        return tn_fail(TN_ERR_USAGE, "images of %d channels cannot be resized: they must have 3",
+                       batch->channels);
     TN_TRY(open_copies(m));
     TN_TRY(lay_out(m, raw, batch->height, batch->width, &l));
     delivery *d = &m->deliveries[m->next];

@@ -30,6 +30,9 @@ STEP = "src/engine/step.c"
 DEVICE_SUMS = "src/engine/device_sums.c"
 COMM_NCCL = "src/comm/comm_nccl.c"
 WATCHDOG = "src/comm/watchdog.c"
+CUDA_IMAGES = "src/backend/cuda_images.c"
+BATCH = "src/engine/batch.c"
+RUN = "src/train/run.c"
 BARRIER = "__syncthreads();\n"
 
 MUTATIONS = [
@@ -333,4 +336,28 @@ MUTATIONS = [
      "running statistics are added up without weights", "cuda_ranks"),
     (WATCHDOG, "    if (w->abort) w->abort(w->context);\n", "", "nothing frees a rank that waits on its device",
      "cuda_ranks"),
+    # Batches of bytes.
+    (CUDA_IMAGES, "    TN_CUDA(cudaStreamWaitEvent(cuda->stream, d->arrived, 0));\n", "",
+     "images are resized before they have arrived", "cuda_data"),
+    (CUDA_IMAGES, "    TN_CUDA(cudaStreamWaitEvent(m->stream, d->used, 0));\n", "",
+     "bytes are overwritten before they were used", "cuda_data"),
+    (CUDA_IMAGES, ".first = raw->first + first,", ".first = raw->first,", "all chunks show the images of the first",
+     "cuda_data"),
+    (CUDA_IMAGES, "r.partner + (size_t)i * (size_t)chunk_rows", "r.partner", "all chunks have the partners of the first",
+     "cuda_data"),
+    (CUDA_IMAGES, "    if (raw->pixels && raw->draw) {", "    if (raw->draw) {", "views are cropped again", "cuda_data"),
+    # Steps that overlap.
+    (STEP, "    if (status == TN_OK) status = tn_engine_fetch_report(e, e->next_fetch);\n",
+     "    if (status == TN_OK) status = tn_engine_fetch_report(e, e->next_fetch);\n"
+     "    if (status == TN_OK) status = tn_engine_read_report(e);\n", "issuing waits for the step", "cuda_steps"),
+    (STEP, "    if (status != TN_OK) e->flight_count = 0;\n", "", "steps behind a failed one stay on their way",
+     "cuda_steps"),
+    (STEP, "    e->next_fetch = (e->next_fetch + 1) % TN_FETCH_SLOTS;\n", "", "two reports in one place", "cuda_steps"),
+    (BATCH, "return e->flight_count ? TN_OK : e->backend->ops->clear(", "return e->backend->ops->clear(",
+     "a step takes back that the one before it was stopped", "cuda_steps"),
+    (CUDA_DEVICE, "    TN_CUDA(cudaEventSynchronize(cuda->fetches[slot].arrived));\n", "",
+     "a report is read before it has arrived", "cuda_steps"),
+    (CUDA_DEVICE, "if (stage->used == SLOT_BYTES) TN_TRY(next_slot(stage));", "TN_TRY(next_slot(stage));",
+     "each upload takes a slot of its own, and waits", "cuda_steps"),
+    (RUN, "p->issued % r->batches != 0", "p->issued >= 0", "a step is issued beyond the end of an epoch", "cuda_steps"),
 ]

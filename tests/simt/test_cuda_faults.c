@@ -13,8 +13,10 @@
 #include <cuda_runtime_api.h>
 #include <simt.h>
 
+#include "backend/cuda_device.h"
 #include "base/memory.h"
 #include "tests/support/engine_check.h"
+#include "train/setup.h"
 
 #define ROWS 3
 
@@ -203,9 +205,10 @@ typedef struct work {
     float logits[ROWS * 5];
 } work;
 
-/* Back to where the engine started. */
+/* Back to where the engine started, without what it made for images. */
 static void restore(const work *w) {
     tn_engine *e = w->engine;
+    tn_cuda_free_images((tn_cuda *)(void *)e->backend);
     const tn_backend_ops *ops = e->backend->ops;
     size_t bytes = e->model->param_floats * sizeof(float);
     e->packed = e->eval_loaded = false;
@@ -238,6 +241,53 @@ static tn_status do_probe(work *w, double *out) {
     TN_TRY(tn_engine_probe(w->engine, &w->batch, 1, &layer, &result, &norms));
     *out = result.loss + norms.output + norms.gradient;
     return TN_OK;
+}
+
+/* The sum of the images that a batch of bytes becomes. */
+static tn_status do_raw(work *w, const tn_raw_batch *raw, double *out) {
+    tn_engine *e = w->engine;
+    tn_batch batch = w->batch;
+    size_t count = (size_t)ROWS * (size_t)batch.channels * (size_t)batch.height * (size_t)batch.width;
+    batch.images = NULL;
+    batch.raw = raw;
+    TN_TRY(tn_engine_begin(e, &batch));
+    float *images = malloc(count * sizeof *images);
+    tn_status status =
+        e->backend->ops->download(e->backend, images, e->inputs.images, count * sizeof *images);
+    *out = 0;
+    for (size_t i = 0; status == TN_OK && i < count; i++) *out += (double)images[i] * (double)(i + 1);
+    free(images);
+    return status;
+}
+
+static const float table[TN_CHANNELS_MAX][256] = {{1, 2, 3, 4}, {5, 6, 7, 8}, {9, 10, 11, 12}};
+
+static tn_status do_held(work *w, double *out) {
+    static const uint8_t pixels[1 << 16] = {0, 1, 2, 3, 3, 2, 1, 0, 1};
+    static const int order[ROWS] = {0, 1, 0};
+    const tn_raw_batch raw = {
+        .table = table[0], .pixels = pixels, .count = 2, .order = order, .order_count = ROWS};
+    TN_TRY(tn_engine_hold_images(w->engine, pixels, sizeof pixels));
+    return do_raw(w, &raw, out);
+}
+
+/* Views of one pixel. */
+static tn_status do_views(work *w, double *out) {
+    const int height = w->batch.height, width = w->batch.width;
+    int32_t *bytes = calloc((size_t)(height + width) * 3 + 1, sizeof *bytes);
+    for (int i = 0; i < height + width; i++) bytes[3 * i + 1] = 1, bytes[3 * i + 2] = 1 << 22;
+    bytes[(height + width) * 3] = 0x030201;
+    tn_raw_image images[ROWS];
+    for (int i = 0; i < ROWS; i++)
+        images[i] = (tn_raw_image){.bytes = bytes,
+                                   .size = ((size_t)(height + width) * 3 + 1) * sizeof *bytes,
+                                   .from_height = 1,
+                                   .from_width = 1,
+                                   .taps = {1, 1}};
+    const tn_raw_batch raw = {.table = table[0], .images = images, .count = ROWS};
+    tn_status status = do_raw(w, &raw, out);
+    free(bytes);
+    return status;
 }
 
 typedef tn_status (*task)(work *w, double *out);
@@ -289,6 +339,8 @@ static void test_work_with_a_failing_call(void **unused) {
         check_task(model, &data, do_step, 2, "a step that is replayed");
         check_task(model, &data, do_eval, 0, "an evaluation");
         check_task(model, &data, do_probe, 0, "a probe");
+        if (i == 1) check_task(model, &data, do_held, 0, "a batch of images that are held");
+        if (i == 1) check_task(model, &data, do_views, 0, "a batch of views");
         op_data_free(&data);
         tn_model_free(model);
     }
@@ -320,6 +372,33 @@ static void test_too_little_device_memory(void **unused) {
     tn_engine_free(engine);
     assert_int_equal(simt_objects(), objects);
     assert_true(failures * stride() > 20);
+    tn_model_free(model);
+}
+
+/* A data set for which the device has not the room goes there batch by batch. */
+static void test_images_that_do_not_fit(void **unused) {
+    (void)unused;
+    tn_model *model = network();
+    tn_dataset *dataset;
+    tn_engine *engine;
+    tn_loader_config config = {.batch = ROWS};
+    assert_int_equal(tn_dataset_open("synthetic:3x6x6:4:12", &dataset), TN_OK);
+    assert_int_equal(create(model, "cuda", &engine), TN_OK);
+    for (int fits = 0; fits < 2; fits++) {
+        const tn_batch *batch;
+        tn_loader *loader;
+        size_t before = tn_engine_bytes(engine);
+        if (!fits) simt_fail_call("cudaMalloc", 1, cudaErrorMemoryAllocation);
+        if (tn_setup_loader(dataset, &config, engine, &loader) != TN_OK ||
+            tn_loader_next(loader, &batch, NULL) != TN_OK)
+            fail_msg("%s", tn_error());
+        simt_fail_call("", 0, 0);
+        assert_true((batch->raw != NULL) == fits && (batch->images == NULL) == fits);
+        assert_int_equal(tn_engine_bytes(engine) - before, fits ? 12 * 3 * 6 * 6 : 0);
+        tn_loader_close(loader);
+    }
+    tn_engine_free(engine);
+    tn_dataset_close(dataset);
     tn_model_free(model);
 }
 
@@ -375,6 +454,7 @@ int main(void) {
         cmocka_unit_test(test_creation_with_a_failing_call),
         cmocka_unit_test(test_work_with_a_failing_call),
         cmocka_unit_test(test_too_little_device_memory),
+        cmocka_unit_test(test_images_that_do_not_fit),
         cmocka_unit_test(test_too_little_host_memory),
         cmocka_unit_test(test_an_error_that_stays),
     };

