@@ -1,19 +1,29 @@
 /* Sums in the memory of devices: what is the same for every transport between them. */
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/memory.h"
 #include "comm/transport.h"
 
-/* Where a rank's device is. */
+/* Where a rank's device is. A machine is known by the number it drew when it started: its name may be that of
+ * another one, and its containers may have other names. */
 typedef struct device_place {
-    char host[64], device[TN_DEVICE_PLACE_BYTES];
+    char machine[64], host[64], device[TN_DEVICE_PLACE_BYTES];
 } device_place;
+
+static void find_machine(device_place *place) {
+    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "r");
+    gethostname(place->host, sizeof place->host - 1);
+    if (!file || !fgets(place->machine, sizeof place->machine, file))
+        snprintf(place->machine, sizeof place->machine, "%s", place->host);
+    if (file) fclose(file);
+}
 
 static tn_status check_places(const tn_comm *comm, const device_place *all) {
     for (int i = 1; i < comm->size; i++)
         for (int k = 0; k < i; k++)
-            if (!strcmp(all[i].host, all[k].host) && !strcmp(all[i].device, all[k].device))
+            if (!strcmp(all[i].machine, all[k].machine) && !strcmp(all[i].device, all[k].device))
                 return tn_fail(TN_ERR_USAGE,
                                "ranks %d and %d have the same device (%s of %s); start one process for each "
                                "device of a machine",
@@ -25,7 +35,7 @@ static tn_status compare_places(tn_comm *comm, const tn_device_transport *device
     device_place *all;
     TN_TRY(tn_alloc(&all, (size_t)comm->size, sizeof *all, "devices"));
     device_place *own = &all[comm->rank];
-    gethostname(own->host, sizeof own->host - 1);
+    find_machine(own);
     tn_status status = tn_comm_agree(comm, device->place(own->device), "devices");
     if (status == TN_OK) status = tn_comm_gather(comm, own, sizeof *own, all, "devices");
     if (status == TN_OK) status = tn_comm_agree(comm, check_places(comm, all), "devices");
