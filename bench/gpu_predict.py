@@ -10,6 +10,7 @@ operations and operands. FILE is what `make cuda-report` prints of registers and
 follows from threads and dynamic shared memory alone. The model and its assumptions are printed with the table.
 """
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -60,7 +61,7 @@ def count(network, precision, arch, options):
         raise Failed(f"{program} is not built; run: make {program}")
     if not kept.exists() or kept.stat().st_mtime < program.stat().st_mtime:
         done = subprocess.run([str(program), network, precision], env=dict(os.environ, SIMT_DEVICE=arch,
-                              SIMT_MEMORY=str(79 << 30)), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                              SIMT_MEMORY=str(200 << 30)), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if done.returncode != 0:
             raise Failed(f"count_step {network} {precision}: exit {done.returncode}: "
                          + done.stderr.decode(errors="replace").strip()[-300:])
@@ -190,8 +191,17 @@ def kernel_table(name, result, most):
     return lines + [""]
 
 
+def count_all(options):
+    """All counts, as many at a time as there are processors."""
+    jobs = [(network, precision, device["arch"]) for network in options.network for precision in options.precision
+            for device in DEVICES.values()]
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(lambda job: count(*job, options), jobs))
+
+
 def predict_all(options, registers):
     results = {}
+    count_all(options)
     for network in options.network:
         for precision in options.precision:
             results[network, precision] = {
@@ -246,7 +256,8 @@ def parse_options():
 def main():
     options = parse_options()
     try:
-        registers = read_registers(options.registers) if pathlib.Path(options.registers).exists() else {}
+        table_of_registers = pathlib.Path(options.registers)
+        registers = read_registers(table_of_registers) if table_of_registers.exists() else {}
         if options.measured:
             compare(options, registers)
             return 0
