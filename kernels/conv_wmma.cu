@@ -11,61 +11,18 @@
  * one slice ahead; its sums stay in registers meanwhile. Outputs are overwritten; y may be r. */
 #include "kernels/wmma_end.cuh"
 
-#define COLUMNS    64 /* output channels of a block, at most */
 #define WIDE_WARPS 16 /* of a block that streams */
-
-typedef struct conv_job {
-    wmma_tiles t;
-    int buffers, x_bytes, w_bytes; /* of input: how many; bytes of one, and of one of weights */
-    int x_pitch, w_pitch;
-    int depth, columns; /* channels of a slice; output channels of a block */
-} conv_job;
 
 /* ---- kernels ---- */
 
-/* Weights stay; shared memory: input buffers, weights, staging. */
 template <typename T, typename X, typename Y, int NT>
 static __global__ void __launch_bounds__(THREADS, 2)
     conv_resident(conv_job job, const X *__restrict__ x, const typename T::element *__restrict__ w,
                   conv_end end, Y *y) {
-    typedef typename T::element E;
-    constexpr int MT = 2;
     TN_DYNAMIC_SHARED(char, shared);
-    const wmma_tiles &t = job.t;
-    char *const weights_at = shared + job.buffers * job.x_bytes;
-    const E *const weights = reinterpret_cast<const E *>(weights_at);
-    float *const staging =
-        reinterpret_cast<float *>(weights_at + job.w_bytes + threadIdx.x / 32 * STAGING_BYTES);
-    const int n0 = blockIdx.y * COLUMNS, rounds = job.columns / (16 * NT), strips = t.positions / (16 * MT),
-              items = strips * rounds * (t.stride == WMMA_UP ? 4 : 1);
-    const wmma_class all = {-1, -1};
-    conv_seen seen = {};
-
-    clear_shared(shared, job.buffers * job.x_bytes);
-    load_weights(w, t.in_channels, t.out_channels, 0, job.depth, n0, job.columns, all,
-                 reinterpret_cast<E *>(weights_at), job.w_pitch);
-    __syncthreads();
-    load_input(t, blockIdx.x, x, 0, job.depth, reinterpret_cast<E *>(shared), job.x_pitch);
-    commit_loads();
-    int buffer = 0;
-    for (int tile = blockIdx.x; tile < t.count; tile += gridDim.x, buffer ^= 1) {
-        const E *const input = reinterpret_cast<const E *>(shared + buffer * job.x_bytes);
-        if (tile + (int)gridDim.x < t.count)
-            load_input(t, tile + gridDim.x, x, 0, job.depth,
-                       reinterpret_cast<E *>(shared + (buffer ^ 1) * job.x_bytes), job.x_pitch);
-        commit_loads();
-        wait_loads<1>();
-        __syncthreads();
-        for (int item = threadIdx.x / 32; item < items; item += THREADS / 32) {
-            const int n = item % rounds * 16 * NT, q = item / rounds % strips * 16 * MT;
-            const wmma_class c = class_of(t, 3 - item / rounds / strips); /* the one with most taps first */
-            if (n0 + n < t.out_channels)
-                convolve_strip<T, MT, NT>(t, c, tile, q, n0 + n, input + q * job.x_pitch, job.x_pitch,
-                                          weights + n, job.w_pitch, job.depth, end, staging, seen, y);
-        }
-        __syncthreads();
-    }
-    report(end, seen);
+    const conv_seen seen =
+        convolve_tiles<T, X, Y, NT>(job, blockIdx.x, gridDim.x, blockIdx.y * COLUMNS, x, w, end, y, shared);
+    report(end, seen, blockIdx.y * gridDim.x + blockIdx.x);
 }
 
 /* One tile (and class, blockIdx.z), slices of channels; a warp has 32 positions. Shared memory: two buffers
@@ -113,17 +70,16 @@ static __global__ void __launch_bounds__(32 * WIDE_WARPS)
         for (int m = 0; m < MT; m++)
             finish<T, Y, NT>(t, c, tile, q + 16 * m, n0, sums[m], end, staging, seen, y);
     }
-    report(end, seen);
+    report(end, seen, (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x);
 }
 
 /* ---- planning: by shape and precision alone ---- */
 
-#define MAX_WIDTH      256          /* of an output row that a block can stream */
-#define RESIDENT_BYTES (160 * 1024) /* shared memory of a block, at most */
-#define INPUT_BYTES    (40 * 1024)  /* of a tile of input whose weights stay; less beside large weights */
-#define RESIDENT_ROWS  8            /* tiles of fewer rows reread too much of their neighbours */
-#define BLOCKS         528          /* wanted, at most, where blocks go through several tiles */
-#define FEW_TILES      264          /* fewer are cut in two */
+#define MAX_WIDTH     256         /* of an output row that a block can stream */
+#define INPUT_BYTES   (40 * 1024) /* of a tile of input whose weights stay; less beside large weights */
+#define RESIDENT_ROWS 8           /* tiles of fewer rows reread too much of their neighbours */
+#define BLOCKS        528         /* wanted, at most, where blocks go through several tiles */
+#define FEW_TILES     264         /* fewer are cut in two */
 
 static int divide_up(int a, int b) {
     return (a + b - 1) / b;
@@ -153,7 +109,8 @@ static bool plan_resident(const tn_conv_shape *s, int element, conv_job *job) {
     job->w_pitch = element == 2 ? wmma_pitch<bf16>(most) : wmma_pitch<float>(most);
     job->w_bytes = round128(9 * job->depth * job->w_pitch * element);
     const int fixed = job->w_bytes + THREADS / 32 * STAGING_BYTES;
-    const int room = (RESIDENT_BYTES - fixed) / 2 < INPUT_BYTES ? (RESIDENT_BYTES - fixed) / 2 : INPUT_BYTES;
+    const int room =
+        (WMMA_SHARED_BYTES - fixed) / 2 < INPUT_BYTES ? (WMMA_SHARED_BYTES - fixed) / 2 : INPUT_BYTES;
     int band = height, least = band < RESIDENT_ROWS ? band : RESIDENT_ROWS;
     for (;; band--) {
         if (band < least) return false;
@@ -189,14 +146,7 @@ static bool plan_streamed(const tn_conv_shape *s, int element, conv_job *job) {
     return true;
 }
 
-typedef struct conv_launch {
-    conv_job job;
-    bool resident;
-    dim3 grid;
-    int threads, shared;
-} conv_launch;
-
-static bool plan(const tn_conv_shape *s, tn_wmma unit, conv_launch *l) {
+bool tn_wmma_plan_conv(const tn_conv_shape *s, tn_wmma unit, conv_launch *l) {
     const int element = unit == TN_WMMA_BF16 ? 2 : 4, columns = divide_up(s->out_channels, COLUMNS);
     l->resident = plan_resident(s, element, &l->job);
     if (!l->resident && !plan_streamed(s, element, &l->job)) return false;
@@ -266,19 +216,6 @@ static cudaError_t convolve(const conv_launch *l, tn_wmma unit, tn_storage x_sto
     return launch<in_tf32, float, float>(l, x, w, end, y, stream);
 }
 
-/* Backward data as a forward convolution. */
-static tn_conv_shape reversed(const tn_conv_shape *s) {
-    tn_conv_shape back = *s;
-    back.in_height = s->out_height;
-    back.in_width = s->out_width;
-    back.in_channels = s->out_channels;
-    back.out_height = s->in_height;
-    back.out_width = s->in_width;
-    back.out_channels = s->in_channels;
-    back.stride = s->stride == 2 ? WMMA_UP : 1;
-    return back;
-}
-
 static size_t block_count(const conv_launch *l) {
     return (size_t)l->grid.x * l->grid.y * l->grid.z;
 }
@@ -286,7 +223,7 @@ static size_t block_count(const conv_launch *l) {
 int tn_wmma3x3_takes(const tn_conv_shape *shape, tn_wmma unit) {
     conv_launch l;
     const tn_conv_shape back = reversed(shape);
-    return !bad_wmma3x3(shape) && plan(shape, unit, &l) && plan(&back, unit, &l) &&
+    return !bad_wmma3x3(shape) && tn_wmma_plan_conv(shape, unit, &l) && tn_wmma_plan_conv(&back, unit, &l) &&
            tn_wmma3x3_weights_fit(shape, unit);
 }
 
@@ -294,7 +231,7 @@ cudaError_t tn_launch_wmma3x3_forward(const tn_conv_shape *shape, tn_wmma unit, 
                                       const void *x, const void *w, tn_epilogue epilogue, tn_storage y_store,
                                       void *y, cudaStream_t stream) {
     conv_launch l;
-    if (bad_wmma3x3(shape) || !plan(shape, unit, &l)) return cudaErrorInvalidValue;
+    if (bad_wmma3x3(shape) || !tn_wmma_plan_conv(shape, unit, &l)) return cudaErrorInvalidValue;
     if (misaligned(x) || misaligned(y) || misaligned(w) || misaligned(epilogue.r))
         return cudaErrorMisalignedAddress;
     if (shape->rows == 0) return cudaSuccess;
@@ -305,7 +242,7 @@ cudaError_t tn_launch_wmma3x3_forward(const tn_conv_shape *shape, tn_wmma unit, 
 size_t tn_wmma3x3_sum_workspace(const tn_conv_shape *shape, tn_wmma unit) {
     const tn_conv_shape back = reversed(shape);
     conv_launch l;
-    return plan(&back, unit, &l) ? block_count(&l) * 2 * sizeof(double) : 0;
+    return tn_wmma_plan_conv(&back, unit, &l) ? block_count(&l) * 2 * sizeof(double) : 0;
 }
 
 cudaError_t tn_launch_wmma3x3_backward_data(const tn_conv_shape *shape, tn_wmma unit, tn_storage y_store,
@@ -313,7 +250,7 @@ cudaError_t tn_launch_wmma3x3_backward_data(const tn_conv_shape *shape, tn_wmma 
                                             void *dx, void *workspace, cudaStream_t stream) {
     const tn_conv_shape back = reversed(shape);
     conv_launch l;
-    if (bad_wmma3x3(shape) || !plan(&back, unit, &l) || (gate.sums && !workspace))
+    if (bad_wmma3x3(shape) || !tn_wmma_plan_conv(&back, unit, &l) || (gate.sums && !workspace))
         return cudaErrorInvalidValue;
     if (misaligned(dz) || misaligned(dx) || misaligned(w) || misaligned(gate.r) || misaligned(workspace))
         return cudaErrorMisalignedAddress;

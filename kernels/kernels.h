@@ -124,6 +124,16 @@ cudaError_t tn_launch_wmma3x3_backward_weights(const tn_conv_shape *shape, tn_wm
                                                void *workspace, float *dw, cudaStream_t stream);
 size_t tn_wmma3x3_workspace(const tn_conv_shape *shape, tn_wmma unit);
 
+/* ---- conv_wmma_both.cu: bf16, at most 64 output channels ---- */
+
+int tn_wmma3x3_both_takes(const tn_conv_shape *shape, tn_wmma unit);
+/* dx and dw as the two calls above make them, in one launch over dz; dx has the storage of x. workspace of
+ * tn_wmma3x3_both_workspace bytes, aligned to 32. */
+cudaError_t tn_launch_wmma3x3_backward(const tn_conv_shape *shape, tn_storage x_store, const void *x,
+                                       tn_storage y_store, const void *dz, const void *w, tn_gate gate,
+                                       void *dx, void *workspace, float *dw, cudaStream_t stream);
+size_t tn_wmma3x3_both_workspace(const tn_conv_shape *shape);
+
 /* ---- stage.cu, stage_backward.cu: successive blocks without norms, whole, in bf16 ---- */
 
 /* `blocks` residual blocks with identity shortcuts, on images of height x width x channels; conv 2b and 2b +

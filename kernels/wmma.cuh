@@ -294,52 +294,27 @@ __device__ __forceinline__ void multiply_taps(typename fragments<T>::sums (&sums
             }
 }
 
-/* sums[tap] += gradient^T input over `depth` positions (a multiple of K): [16 channels of the gradient][16 of
- * the input]. Pointers are to the first position's pixel. */
-template <typename T>
-__device__ __forceinline__ void multiply_gradient(typename fragments<T>::sums (&sums)[9], const wmma_tiles &t,
-                                                  const typename T::element *input, int input_pitch,
-                                                  const typename T::element *gradient, int gradient_pitch) {
-    typename fragments<T>::a_transposed a;
-    load_fragment<T>(a, gradient, gradient_pitch);
-#pragma unroll
-    for (int tap = 0; tap < 9; tap++) {
-        typename fragments<T>::b b;
-        load_fragment<T>(b, input + tap_offset(t, tap / 3, tap % 3) * input_pitch, input_pitch);
-        wmma::mma_sync(sums[tap], a, b, sums[tap]);
-    }
-}
-
-/* Floats of 16x16 gradients of nine taps in shared memory, and from row to row. */
-#define GRADIENT_PITCH  20
-#define SHARED_GRADIENT (9 * 16 * GRADIENT_PITCH)
-
-/* Adds the sums of the warps that share a pair of channel groups, in their order; the last one has them. */
-template <typename T, int SHARES>
-__device__ __forceinline__ void add_shares(typename fragments<T>::sums (&sums)[9], float *memory, int share) {
-    for (int k = 0; k < SHARES; k++) {
-        __syncthreads();
-        if (share != k) continue;
-#pragma unroll
-        for (int tap = 0; tap < 9; tap++) {
-            typename fragments<T>::sums before;
-            if (k > 0) {
-                wmma::load_matrix_sync(before, memory + tap * 16 * GRADIENT_PITCH, GRADIENT_PITCH,
-                                       wmma::mem_row_major);
-#pragma unroll
-                for (int i = 0; i < (int)before.num_elements; i++) sums[tap].x[i] += before.x[i];
-            }
-            if (k < SHARES - 1)
-                wmma::store_matrix_sync(memory + tap * 256, sums[tap], 16, wmma::mem_row_major);
-        }
-    }
-}
-
 /* ---- host ---- */
+
+/* Shared memory of a block, at most: what sm_80 has, less a little. */
+#define WMMA_SHARED_BYTES (160 * 1024)
 
 /* What these kernels do not take. */
 static inline bool bad_wmma3x3(const tn_conv_shape *s) {
     return bad_conv3x3(s) || s->in_channels % 16 != 0 || s->out_channels % 16 != 0;
+}
+
+/* Backward data as a forward convolution. */
+static inline tn_conv_shape reversed(const tn_conv_shape *s) {
+    tn_conv_shape back = *s;
+    back.in_height = s->out_height;
+    back.in_width = s->out_width;
+    back.in_channels = s->out_channels;
+    back.out_height = s->in_height;
+    back.out_width = s->in_width;
+    back.out_channels = s->in_channels;
+    back.stride = s->stride == 2 ? WMMA_UP : 1;
+    return back;
 }
 
 /* Whether the weight gradient takes a shape that is not bad; of conv_wmma_weights.cu. */

@@ -148,14 +148,14 @@ __device__ __forceinline__ double wide_sum(double v) {
     return v;
 }
 
-__device__ __forceinline__ void report(const conv_end &end, const conv_seen &seen) {
+/* Leaves what a block has seen, at place `block` of the partial sums. */
+__device__ __forceinline__ void report(const conv_end &end, const conv_seen &seen, unsigned block) {
     raise_flag(end.e.nonfinite, seen.bad);
     if (!end.partial) return;
     const double after = wide_sum((double)seen.after), before = wide_sum((double)seen.before);
     if (threadIdx.x) return;
-    const size_t block = ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
-    end.partial[2 * block] = after;
-    end.partial[2 * block + 1] = before;
+    end.partial[2 * (size_t)block] = after;
+    end.partial[2 * (size_t)block + 1] = before;
 }
 
 /* 16 MT positions by 16 NT channels from beginning to end. */
@@ -171,6 +171,74 @@ __device__ __forceinline__ void convolve_strip(const wmma_tiles &t, wmma_class c
 #pragma unroll
     for (int m = 0; m < MT; m++)
         finish<T, Y, NT>(t, c, tile, q + 16 * m, channel, sums[m], end, staging, seen, y);
+}
+
+/* ---- blocks whose weights stay ---- */
+
+#define COLUMNS 64 /* output channels of a block, at most */
+
+typedef struct conv_job {
+    wmma_tiles t;
+    int buffers, x_bytes, w_bytes; /* of input: how many; bytes of one, and of one of weights */
+    int x_pitch, w_pitch;
+    int depth, columns; /* channels of a slice; output channels of a block */
+} conv_job;
+
+typedef struct conv_launch {
+    conv_job job;
+    bool resident;
+    dim3 grid;
+    int threads, shared;
+} conv_launch;
+
+/* How a convolution is cut, WMMA_UP included; false: it does not fit. By shape and precision alone; of
+ * conv_wmma.cu. */
+bool tn_wmma_plan_conv(const tn_conv_shape *s, tn_wmma unit, conv_launch *l);
+
+/* Tiles first, first + step, ... of output channels from n0 on, by THREADS threads. Shared memory: input
+ * buffers, weights, staging. */
+template <typename T, typename X, typename Y, int NT>
+__device__ __forceinline__ conv_seen convolve_tiles(const conv_job &job, int first, int step, int n0,
+                                                    const X *__restrict__ x,
+                                                    const typename T::element *__restrict__ w,
+                                                    const conv_end &end, Y *y, char *shared) {
+    typedef typename T::element E;
+    constexpr int MT = 2;
+    const wmma_tiles &t = job.t;
+    char *const weights_at = shared + job.buffers * job.x_bytes;
+    const E *const weights = reinterpret_cast<const E *>(weights_at);
+    float *const staging =
+        reinterpret_cast<float *>(weights_at + job.w_bytes + threadIdx.x / 32 * STAGING_BYTES);
+    const int rounds = job.columns / (16 * NT), strips = t.positions / (16 * MT),
+              items = strips * rounds * (t.stride == WMMA_UP ? 4 : 1);
+    const wmma_class all = {-1, -1};
+    conv_seen seen = {};
+
+    clear_shared(shared, job.buffers * job.x_bytes);
+    load_weights(w, t.in_channels, t.out_channels, 0, job.depth, n0, job.columns, all,
+                 reinterpret_cast<E *>(weights_at), job.w_pitch);
+    __syncthreads();
+    load_input(t, first, x, 0, job.depth, reinterpret_cast<E *>(shared), job.x_pitch);
+    commit_loads();
+    int buffer = 0;
+    for (int tile = first; tile < t.count; tile += step, buffer ^= 1) {
+        const E *const input = reinterpret_cast<const E *>(shared + buffer * job.x_bytes);
+        if (tile + step < t.count)
+            load_input(t, tile + step, x, 0, job.depth,
+                       reinterpret_cast<E *>(shared + (buffer ^ 1) * job.x_bytes), job.x_pitch);
+        commit_loads();
+        wait_loads<1>();
+        __syncthreads();
+        for (int item = threadIdx.x / 32; item < items; item += THREADS / 32) {
+            const int n = item % rounds * 16 * NT, q = item / rounds % strips * 16 * MT;
+            const wmma_class c = class_of(t, 3 - item / rounds / strips); /* the one with most taps first */
+            if (n0 + n < t.out_channels)
+                convolve_strip<T, MT, NT>(t, c, tile, q, n0 + n, input + q * job.x_pitch, job.x_pitch,
+                                          weights + n, job.w_pitch, job.depth, end, staging, seen, y);
+        }
+        __syncthreads();
+    }
+    return seen;
 }
 
 #endif

@@ -2,7 +2,7 @@
  * linear layer that adds its own input computes with s W + I.
  *
  *   wmma     3x3 with padding 1 and channels in sixteens, in bf16 and tf32: tensor cores, one kernel with the
- *            whole epilogue
+ *            whole epilogue; narrow ones make dx and dw in one launch
  *   direct   3x3 with padding 1 and few channels: one kernel with the whole epilogue
  *   gemm     1x1 of stride 1, and linear: cuBLAS on the activations as they are
  *   im2col   all others: columns of some rows at a time, then cuBLAS
@@ -29,10 +29,10 @@ typedef struct conv_plan {
     tn_storage gemm_store; /* what cuBLAS multiplies */
     tn_wmma unit;
     int taps, ld, slice_rows;
-    bool needs_epilogue, needs_sums, trained;
-    void *forward_weights, *backward_weights; /* the same for cuBLAS */
-    float *bias;                              /* the vector, looked at like all packed parameters */
-    uint32_t *masks;                          /* [chunks][mask_words] */
+    bool needs_epilogue, needs_sums, trained, both; /* both gradients in one launch */
+    void *forward_weights, *backward_weights;       /* the same for cuBLAS */
+    float *bias;                                    /* the vector, looked at like all packed parameters */
+    uint32_t *masks;                                /* [chunks][mask_words] */
     size_t mask_words;
     /* Places in the scratch memory, in bytes. */
     size_t columns_at, dz_at, gradient_at, sums_at, workspace_at, made_at;
@@ -156,7 +156,10 @@ static void plan_scratch(conv_plan *plan) {
         plan->dz_at = reserve(bytes, all * (size_t)s->out_channels * gemm_bytes(plan));
     if (gemm) plan->gradient_at = reserve(bytes, (size_t)s->out_channels * (size_t)plan->ld * sizeof(float));
     if (plan->method == DIRECT) plan->workspace_at = reserve(bytes, tn_conv3x3_workspace(s));
-    if (plan->method == WMMA) plan->workspace_at = reserve(bytes, tn_wmma3x3_workspace(s, plan->unit));
+    if (plan->method == WMMA) {
+        size_t one = tn_wmma3x3_workspace(s, plan->unit), both = tn_wmma3x3_both_workspace(s);
+        plan->workspace_at = reserve(bytes, plan->both && both > one ? both : one);
+    }
     plan->sums_at = reserve(bytes, TN_SUM_WORKSPACE);
     plan->made_at = reserve(bytes, (weights > (size_t)s->out_channels ? weights : (size_t)s->out_channels) *
                                        sizeof(float));
@@ -222,6 +225,8 @@ static tn_status conv_plan_make(tn_backend *backend, const tn_model *model, int 
         node->term_count > 0 || node->bias >= 0 || node->carry >= 0 || node->relu || has_residual(node);
     plan->needs_sums = node->term_count > 0 || node->carry >= 0;
     plan->trained = training && weight_of(plan)->group != TN_GROUP_FIXED;
+    plan->both = plan->method == WMMA && plan->trained && node->input != 0 &&
+                 tn_wmma3x3_both_takes(&plan->shape, plan->unit);
     plan_columns(plan);
     plan_scratch(plan);
     tn_status status = allocate(plan, chunks);
@@ -231,8 +236,8 @@ static tn_status conv_plan_make(tn_backend *backend, const tn_model *model, int 
     }
     for (int i = 0; i < (training ? 3 : 1); i++)
         if (i != 1 || node->input != 0)
-            snprintf(plan->base.head.implementation[i], sizeof plan->base.head.implementation[i], "%s",
-                     names[plan->method]);
+            snprintf(plan->base.head.implementation[i], sizeof plan->base.head.implementation[i], "%s%s",
+                     names[plan->method], i && plan->both ? ", one launch" : "");
     *out = &plan->base.head;
     return TN_OK;
 }
@@ -453,9 +458,15 @@ static tn_status backward_direct(conv_plan *plan, const tn_args *a, float *made)
 static tn_status backward_wmma(conv_plan *plan, const tn_args *a, float *made) {
     cudaStream_t stream = plan->base.cuda->stream;
     tn_storage xs = plan->base.x_store, ys = plan->base.y_store;
+    void *workspace = (char *)a->scratch + plan->workspace_at;
+    if (made && a->dx && plan->both) {
+        TN_CUDA(tn_launch_wmma3x3_backward(&plan->shape, xs, a->x, ys, a->dz, plan->backward_weights,
+                                           (tn_gate){0}, a->dx, workspace, made, stream));
+        return TN_OK;
+    }
     if (made)
-        TN_CUDA(tn_launch_wmma3x3_backward_weights(&plan->shape, plan->unit, xs, a->x, ys, a->dz,
-                                                   (char *)a->scratch + plan->workspace_at, made, stream));
+        TN_CUDA(tn_launch_wmma3x3_backward_weights(&plan->shape, plan->unit, xs, a->x, ys, a->dz, workspace,
+                                                   made, stream));
     if (a->dx)
         TN_CUDA(tn_launch_wmma3x3_backward_data(&plan->shape, plan->unit, ys, a->dz, plan->backward_weights,
                                                 (tn_gate){0}, xs, a->dx, NULL, stream));

@@ -148,12 +148,13 @@ static void run_forward(const wmma_case *t, const arrays *a, tensor x, tensor w)
     check_flag("forward", flag, 0);
 }
 
-static void run_backward_data(const wmma_case *t, const arrays *a, tensor dz, tensor w) {
-    size_t count = in_count(a->s);
+/* Backward data alone, or with the weight gradient in the same launch. */
+static void run_backward(const wmma_case *t, const arrays *a, bool both, tensor x, tensor dz, tensor w) {
+    size_t count = in_count(a->s), weights = (size_t)t->out * t->in * 9;
     tensor r = tensor_random(count, t->x_store, 7), gate = tensor_random(count, F, 8),
-           sums = tensor_empty(2, F), dx = t->gated && t->in_place ? r : tensor_empty(count, t->x_store);
+           sums = tensor_empty(2, F), dw = tensor_empty(weights, F),
+           dx = t->gated && t->in_place ? r : tensor_empty(count, t->x_store);
     int *flag = device_zeros(sizeof *flag);
-    each_tap(a, data_tap);
     double *wanted = host_doubles(count), totals[2] = {0}, squares = 0;
     for (size_t i = 0; i < count; i++) {
         double v = a->dx[i] + (t->gated ? r.host[i] : 0);
@@ -168,10 +169,17 @@ static void run_backward_data(const wmma_case *t, const arrays *a, tensor dz, te
         g.mask = mask_of(gate.host, count);
         g.sums = floats(sums);
     }
-    OK(tn_launch_wmma3x3_backward_data(a->s, t->unit, t->y_store, dz.device, w.device, g, t->x_store,
-                                       dx.device, device_raw(tn_wmma3x3_sum_workspace(a->s, t->unit)), 0));
+    void *workspace =
+        device_raw(both ? tn_wmma3x3_both_workspace(a->s) : tn_wmma3x3_sum_workspace(a->s, t->unit));
+    if (both)
+        OK(tn_launch_wmma3x3_backward(a->s, t->x_store, x.device, t->y_store, dz.device, w.device, g,
+                                      dx.device, workspace, floats(dw), 0));
+    else
+        OK(tn_launch_wmma3x3_backward_data(a->s, t->unit, t->y_store, dz.device, w.device, g, t->x_store,
+                                           dx.device, workspace, 0));
     check_tensor("dx", &dx, wanted);
     check_flag("backward data", flag, 0);
+    if (both) check_tensor("dw of both", &dw, a->dw);
     if (!t->gated) return;
     tensor_read(&sums);
     for (int k = 0; k < 2; k++) check_number("sum", sums.host[k], totals[k], sqrt(squares), 1e-4);
@@ -193,11 +201,13 @@ static void run_case(void *argument) {
     pack(&s, t->unit, a.w, &forward, &backward);
     assert_int_equal(tn_wmma3x3_takes(&s, t->unit), 1);
     run_forward(t, &a, x, forward);
-    run_backward_data(t, &a, dz, backward);
+    each_tap(&a, data_tap);
     each_tap(&a, weights_tap);
+    run_backward(t, &a, false, x, dz, backward);
     OK(tn_launch_wmma3x3_backward_weights(&s, t->unit, t->x_store, x.device, t->y_store, dz.device,
                                           device_raw(tn_wmma3x3_workspace(&s, t->unit)), floats(dw), 0));
     check_tensor("dw", &dw, a.dw);
+    if (tn_wmma3x3_both_takes(&s, t->unit)) run_backward(t, &a, true, x, dz, backward);
 }
 
 /* Where a case has a part of the kernels of its own is said beside it. */
@@ -213,6 +223,8 @@ static const wmma_case cases[] = {
     {3, 7, 7, 128, 64, 1, .relu = true, .r = true, .gated = true},
     /* bands of a wide image, in slices; columns that do not exist */
     {1, 10, 61, 80, 80, 1, .relu = true, .bias = true, .gated = true},
+    /* several images for every share of the gradient */
+    {5, 4, 6, 32, 32, 1, .gated = true, .in_place = true},
     {1, 4, 5, 48, 48, 1, .relu = true, .gated = true},
     {1, 14, 14, 16, 16, 2, .relu = true, .c = true, .gated = true},
     {2, 9, 10, 16, 32, 2, .relu = true, .d = true, .gated = true},
