@@ -15,7 +15,7 @@ __device__ __forceinline__ void write_mask(const unsigned char *from, unsigned b
 }
 
 template <int C>
-static __global__ void __launch_bounds__(STAGE_THREADS, 1)
+static __global__ void __launch_bounds__(STAGE_THREADS, 2)
     stage_forward(stage_geometry g, const bf16 *__restrict__ x, const bf16 *__restrict__ weights,
                   const float *__restrict__ scalars, bf16 *inner, unsigned char *masks, bf16 *y,
                   int *nonfinite) {
