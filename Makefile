@@ -82,6 +82,10 @@ bench-peers: need-peers ## compare throughput with PyTorch on this machine
 	@$(MAKE) --no-print-directory all
 	$(PYTHON) bench/peers/compare.py $(PEERS)
 
+forecast: need-build ## forecast step times on this CPU from measured ceilings, beside measured ones; options in FORECAST
+	@$(MAKE) --no-print-directory $(BUILD)/bench/cpu_forecast
+	$(BUILD)/bench/cpu_forecast $(FORECAST)
+
 test-interop: need-build+interop ## exchange files with the Python package safetensors (uses PyPI)
 	@$(MAKE) --no-print-directory all $(BUILD)/interop/safetensors_copy
 	tests/interop/run.sh $(BUILD)/interop/safetensors_copy $(BUILD)/taunet
@@ -194,7 +198,7 @@ say-cuda:
 	@test -e $(BUILD)/taunet || echo '$(if $(HAVE_CUDA),CUDA backend: with $(NVCC)$(if $(NCCL_LIB),$(COMMA) NCCL for several processes: $(NCCL_LIB),$(COMMA) no NCCL for several processes),CUDA backend: left out$(if $(filter yes,$(CUDA)),$(COMMA) no nvcc with cuBLAS under CUDA_HOME or on PATH))'
 
 .PRECIOUS: $(BUILD)/%.o
-.PHONY: all say-cuda link-flags demo test bench bench-peers test-interop asan tsan fuzz lint format install deps clean help tests always
+.PHONY: all say-cuda link-flags demo test bench bench-peers forecast test-interop asan tsan fuzz lint format install deps clean help tests always
 include tests/simt/simt.mk
 include bench/gpu.mk
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -15,7 +15,7 @@ __device__ __forceinline__ void write_mask(const unsigned char *from, unsigned b
 }
 
 template <int C>
-static __global__ void __launch_bounds__(STAGE_THREADS, 1)
+static __global__ void __launch_bounds__(STAGE_THREADS, 2)
     stage_forward(stage_geometry g, const bf16 *__restrict__ x, const bf16 *__restrict__ weights,
                   const float *__restrict__ scalars, bf16 *inner, unsigned char *masks, bf16 *y,
                   int *nonfinite) {
@@ -35,7 +35,7 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 1)
     clear_planes(shared, 2 * at.plane_bytes);
     find_pixels(g, images, pixel_of);
     __syncthreads();
-    fetch_images<C, C>(g, images, x + begin, stream);
+    fetch_images<C, C>(g, images, images, x + begin, stream);
     __pipeline_commit();
 
     for (int step = 0; step < convs * t::SLABS; step++) {
@@ -89,16 +89,14 @@ static bool tiles_fit(const stage_geometry &g, int channels) {
 int tn_stage_images(const tn_stage_shape *shape) {
     tn_stage_shape s = *shape;
     for (s.images = 1; (s.rows - 1) / (s.images + 1) + 1 >= TN_STAGE_GROUPS; s.images++) {
-        tn_stage_shape more = s;
-        more.images++;
-        if (!tiles_fit(geometry_of(&more), s.channels)) break;
+        if (!tiles_fit(geometry_of(&s, s.images + 1), s.channels)) break;
     }
     return s.images;
 }
 
 size_t tn_stage_shared(const tn_stage_shape *shape, int backward) {
     if (bad_stage(shape)) return 0;
-    const stage_geometry g = geometry_of(shape);
+    const stage_geometry g = geometry_of(shape, shape->images);
     if (!tiles_fit(g, shape->channels)) return 0;
     return stage_layout(g, shape->channels, backward && shape->channels == 16 ? 3 : 2).bytes;
 }
@@ -110,7 +108,7 @@ static cudaError_t forward(const tn_stage_shape *s, const void *x, const void *w
     cudaError_t error =
         cudaFuncSetAttribute(stage_forward<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error != cudaSuccess) return error;
-    TN_LAUNCH(stage_forward<C>, stage_grid(s), STAGE_THREADS, bytes, stream, geometry_of(s),
+    TN_LAUNCH(stage_forward<C>, stage_grid(s), STAGE_THREADS, bytes, stream, geometry_of(s, s->images),
               static_cast<const bf16 *>(x), static_cast<const bf16 *>(weights), scalars,
               static_cast<bf16 *>(inner), reinterpret_cast<unsigned char *>(masks), static_cast<bf16 *>(y),
               nonfinite);

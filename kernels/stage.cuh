@@ -43,9 +43,9 @@ struct stage_geometry {
     }
 };
 
-static inline stage_geometry geometry_of(const tn_stage_shape *s) {
-    stage_geometry g = {s->rows, s->height, s->width, s->images, s->width + 1, 0, 0, s->blocks};
-    const int span = (s->images * (s->height + 1) - 2) * g.pitch + s->width; /* first pixel to last */
+static inline stage_geometry geometry_of(const tn_stage_shape *s, int images) {
+    stage_geometry g = {s->rows, s->height, s->width, images, s->width + 1, 0, 0, s->blocks};
+    const int span = (images * (s->height + 1) - 2) * g.pitch + s->width; /* first pixel to last */
     g.tiles = (span + 15) / 16;
     g.positions = 16 * g.tiles + 2 * g.pitch + 2;
     g.positions += (1 - g.positions) & 3; /* planes 32 bytes apart modulo 128 */
@@ -109,14 +109,18 @@ __device__ __forceinline__ void find_pixels(const stage_geometry &g, int images,
     }
 }
 
-/* Starts to copy TAKEN of C channels of images, between whose pixels the zeros already stand. */
+/* Starts to copy TAKEN of C channels of `images` images, between whose pixels the zeros already stand, and to
+ * fill those behind them, up to `all`, with zeros. */
 template <int C, int TAKEN>
-__device__ __forceinline__ void fetch_images(const stage_geometry &g, int images, const bf16 *from,
+__device__ __forceinline__ void fetch_images(const stage_geometry &g, int images, int all, const bf16 *from,
                                              bf16 *planes) {
     constexpr int PIECES = TAKEN / 8;
-    for (int i = threadIdx.x; i < images * g.pixels() * PIECES; i += STAGE_THREADS)
-        __pipeline_memcpy_async(planes + place_of(g, position_of(g, i / PIECES), i % PIECES * 8),
-                                from + i / PIECES * C + i % PIECES * 8, 16);
+    for (int i = threadIdx.x; i < all * g.pixels() * PIECES; i += STAGE_THREADS) {
+        const int pixel = i / PIECES;
+        const bool there = pixel < images * g.pixels();
+        __pipeline_memcpy_async(planes + place_of(g, position_of(g, pixel), i % PIECES * 8),
+                                from + (there ? pixel * C + i % PIECES * 8 : 0), 16, there ? 0 : 16);
+    }
 }
 
 template <int C> __device__ __forceinline__ void fetch_slab(const bf16 *from, bf16 *slab) {
@@ -189,25 +193,14 @@ __device__ __forceinline__ void each_result(const stage_geometry &g, const short
 
 /* ---- the weight gradient ---- */
 
-/* A warp has one tile of 16 input channels and every SHARES-th tile of positions. */
-template <int C> struct stage_share {
-    static constexpr int SIDE = C / 16, SHARES = STAGE_WARPS / SIDE;
-    int tile, share;
-
-    __device__ __forceinline__ stage_share() {
-        tile = threadIdx.x / 32 % SIDE;
-        share = threadIdx.x / 32 / SIDE;
-    }
-};
-
-/* sums[n][tap] += dz^T x of ROWS rows of taps from row kh on, N planes of dz and the warp's plane of x. */
-template <int C, int ROWS, int N>
+/* sums[n][tap] += dz^T x of ROWS rows of taps from row kh on, N planes of dz and one of x, over the warp's
+ * share of the positions: every 8th tile. */
+template <int ROWS, int N>
 __device__ __forceinline__ void add_gradient(const stage_geometry &g, const bf16 *x, const bf16 *dz, int kh,
                                              stage_sums (*sums)[3 * ROWS]) {
-    const stage_share<C> mine;
-    x += (mine.tile * g.positions + kh * g.pitch) * 16;
+    x += kh * g.pitch * 16;
 #pragma unroll 1
-    for (int tile = mine.share; tile < g.tiles; tile += mine.SHARES) {
+    for (int tile = threadIdx.x / 32; tile < g.tiles; tile += STAGE_WARPS) {
         stage_gradient z[N];
 #pragma unroll
         for (int n = 0; n < N; n++)
@@ -222,26 +215,23 @@ __device__ __forceinline__ void add_gradient(const stage_geometry &g, const bf16
     }
 }
 
-/* to[9][C out][C in], rows of taps from kh and outputs from `out0` on, = the sums of all warps, shares in
- * order. Ends with a barrier: what the sums were made of may be overwritten. */
+/* to[9][C out][C in], rows of taps from kh on, outputs from `out0`, 16 inputs from `in0`, = the sums of all
+ * warps in order. Ends with a barrier: what the sums were made of may be overwritten. */
 template <int C, int ROWS, int N>
 __device__ __forceinline__ void merge_gradient(stage_sums (*sums)[3 * ROWS], float *results, int kh, int out0,
-                                               float *to) {
-    typedef stage_share<C> s;
+                                               int in0, float *to) {
+    const int out = threadIdx.x / 16, in = threadIdx.x % 16;
 #pragma unroll
     for (int k = 0; k < 3 * ROWS * N; k++) {
         const int tap = k / N, n = k % N;
         nvcuda::wmma::store_matrix_sync(results + threadIdx.x / 32 * RESULT_FLOATS, sums[n][tap], RESULT_LD,
                                         nvcuda::wmma::mem_row_major);
         __syncthreads();
-        for (int i = threadIdx.x; i < s::SIDE * 256; i += STAGE_THREADS) {
-            const int tile = i / 256, out = i / 16 % 16, in = i % 16;
-            float sum = 0;
+        float sum = 0;
 #pragma unroll
-            for (int share = 0; share < s::SHARES; share++)
-                sum += results[(share * s::SIDE + tile) * RESULT_FLOATS + out * RESULT_LD + in];
-            to[((3 * kh + tap) * C + out0 + 16 * n + out) * C + 16 * tile + in] = sum;
-        }
+        for (int warp = 0; warp < STAGE_WARPS; warp++)
+            sum += results[warp * RESULT_FLOATS + out * RESULT_LD + in];
+        to[((3 * kh + tap) * C + out0 + 16 * n + out) * C + in0 + in] = sum;
         __syncthreads();
     }
 }

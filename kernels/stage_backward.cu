@@ -52,7 +52,7 @@ template <int C> struct backward_state {
     }
     /* What conv `conv` reads: that of the first is x. */
     __device__ __forceinline__ void fetch_input(const stage_backward_arguments &a, int conv) const {
-        fetch_images<C, C>(g, images, (conv ? a.inner + (conv - 1) * tensor : a.x) + begin, input);
+        fetch_images<C, C>(g, images, images, (conv ? a.inner + (conv - 1) * tensor : a.x) + begin, input);
     }
     __device__ __forceinline__ unsigned char *mask_of(int conv) const {
         return shared + at.masks_at + conv % 2 * at.mask_bytes;
@@ -115,8 +115,9 @@ __device__ __forceinline__ void weight_gradient(const backward_state<C> &s, cons
     float *results = reinterpret_cast<float *>(s.shared + s.at.results_at);
 #pragma unroll
     for (int tap = 0; tap < 9; tap++) nvcuda::wmma::fill_fragment(sums[0][tap], 0.0f);
-    add_gradient<C, 3, 1>(s.g, s.input, dz, 0, sums);
-    merge_gradient<C, 3, 1>(sums, results, 0, 0, a.parts + ((size_t)blockIdx.x * s.convs + conv) * 9 * C * C);
+    add_gradient<3, 1>(s.g, s.input, dz, 0, sums);
+    merge_gradient<C, 3, 1>(sums, results, 0, 0, 0,
+                            a.parts + ((size_t)blockIdx.x * s.convs + conv) * 9 * C * C);
 }
 
 template <int C>
@@ -180,41 +181,42 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 1)
 
 /* ---- weight gradients of 32 and 64 channels ---- */
 
-/* Block (conv, tile, part): rows of taps tile % 3, outputs [32 * (tile / 3), + 32), images [part * share,
- * (part + 1) * share), into parts[part][conv][9][C][C]. */
+/* Block (conv, tile, part): row tile % 3 of taps, 16 inputs, 32 outputs, images [part * share, (part + 1) *
+ * share), g.images at a time, into parts[part][conv][9][C][C]. */
 template <int C>
 static __global__ void __launch_bounds__(STAGE_THREADS, 2)
     stage_weight_gradient(stage_geometry g, int share, const bf16 *__restrict__ x,
                           const bf16 *__restrict__ inner, const bf16 *__restrict__ dz,
                           float *__restrict__ parts) {
     TN_DYNAMIC_SHARED(unsigned char, shared);
-    const int conv = blockIdx.x, kh = blockIdx.y % 3, out0 = blockIdx.y / 3 * 32, first = blockIdx.z * share,
-              end = min(first + share, g.rows), image = g.pixels() * C,
-              wide = g.positions * (C + 32); /* elements of one image, x and dz */
-    const size_t tensor = (size_t)g.rows * image;
-    bf16 *memory = reinterpret_cast<bf16 *>(shared);
-    float *results = reinterpret_cast<float *>(memory + 2 * wide);
-    const bf16 *from = conv ? inner + (conv - 1) * tensor : x;
+    const int conv = blockIdx.x, kh = blockIdx.y % 3, in0 = blockIdx.y / 3 % (C / 16) * 16,
+              out0 = blockIdx.y / 3 / (C / 16) * 32, first = blockIdx.z * share,
+              end = min(first + share, g.rows), plane = g.positions * 16;
+    const size_t image = (size_t)g.pixels() * C, tensor = (size_t)g.rows * image;
+    bf16 *memory = reinterpret_cast<bf16 *>(shared); /* [2][x, two of dz] */
+    float *results = reinterpret_cast<float *>(memory + 6 * plane);
+    const bf16 *from = (conv ? inner + (conv - 1) * tensor : x) + in0;
     dz += conv * tensor + out0;
     stage_sums sums[2][3];
 #pragma unroll
     for (int k = 0; k < 6; k++) nvcuda::wmma::fill_fragment(sums[k / 3][k % 3], 0.0f);
 
-    clear_planes(shared, 4u * (unsigned)wide);
-    for (int row = first - 1; row < end; row++) { /* fetches one row ahead of what it adds */
+    clear_planes(shared, 12u * (unsigned)plane);
+    for (int k = -1, row = first - g.images; row < end; k++, row += g.images) { /* fetches one turn ahead */
         __pipeline_wait_prior(0);
         __syncthreads();
-        if (row + 1 < end) {
-            bf16 *to = memory + (row + 1 - first) % 2 * wide;
-            fetch_images<C, C>(g, 1, from + (size_t)(row + 1) * image, to);
-            fetch_images<C, 32>(g, 1, dz + (size_t)(row + 1) * image, to + g.positions * C);
+        const int next = row + g.images;
+        if (next < end) {
+            bf16 *to = memory + (k + 1) % 2 * 3 * plane;
+            fetch_images<C, 16>(g, min(g.images, end - next), g.images, from + next * image, to);
+            fetch_images<C, 32>(g, min(g.images, end - next), g.images, dz + next * image, to + plane);
         }
         __pipeline_commit();
-        if (row < first) continue;
-        const bf16 *here = memory + (row - first) % 2 * wide;
-        add_gradient<C, 1, 2>(g, here, here + g.positions * C, kh, sums);
+        if (k < 0) continue;
+        const bf16 *here = memory + k % 2 * 3 * plane;
+        add_gradient<1, 2>(g, here, here + plane, kh, sums);
     }
-    merge_gradient<C, 1, 2>(sums, results, kh, out0,
+    merge_gradient<C, 1, 2>(sums, results, kh, out0, in0,
                             parts + ((size_t)blockIdx.z * gridDim.x + conv) * 9 * C * C);
 }
 
@@ -252,11 +254,21 @@ static size_t rounded(size_t bytes) {
     return (bytes + 255) / 256 * 256;
 }
 
+/* What one conv needs for all its weights. */
+static int weight_blocks(const tn_stage_shape *s) {
+    return 3 * (s->channels / 16) * (s->channels / 32);
+}
+
+/* Images that a block of the second kernel multiplies at a time: three tiles of positions for each warp. */
+static int images_at_once(const tn_stage_shape *s) {
+    int images = 3 * 16 * STAGE_WARPS / ((s->height + 1) * (s->width + 1));
+    return images > 1 ? images : 1;
+}
+
 /* Images of a part of the second kernel. */
 static int share_of(const tn_stage_shape *s) {
-    int wanted = GRADIENT_BLOCKS / (2 * s->blocks * (3 * s->channels / 32));
-    if (wanted < 1) wanted = 1;
-    return (s->rows + wanted - 1) / wanted;
+    const int wanted = GRADIENT_BLOCKS / (2 * s->blocks * weight_blocks(s)), parts = wanted > 1 ? wanted : 1;
+    return (s->rows + parts - 1) / parts;
 }
 
 static int part_count(const tn_stage_shape *s) {
@@ -281,12 +293,10 @@ size_t tn_stage_workspace(const tn_stage_shape *shape) {
 template <int C>
 static cudaError_t multiply_gradients(const tn_stage_shape *s, const stage_backward_arguments &a,
                                       float *parts, cudaStream_t stream) {
-    tn_stage_shape one = *s;
-    one.images = 1;
-    const stage_geometry g = geometry_of(&one);
+    const stage_geometry g = geometry_of(s, images_at_once(s));
     const size_t bytes =
-        (size_t)2 * g.positions * (C + 32) * sizeof(bf16) + STAGE_WARPS * RESULT_FLOATS * sizeof(float);
-    const dim3 grid(2u * (unsigned)s->blocks, 3 * C / 32, (unsigned)part_count(s));
+        (size_t)6 * g.positions * 16 * sizeof(bf16) + STAGE_WARPS * RESULT_FLOATS * sizeof(float);
+    const dim3 grid(2u * (unsigned)s->blocks, (unsigned)weight_blocks(s), (unsigned)part_count(s));
     cudaError_t error = cudaFuncSetAttribute(stage_weight_gradient<C>,
                                              cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error != cudaSuccess) return error;
@@ -311,7 +321,8 @@ static cudaError_t backward(const tn_stage_shape *s, const tn_stage_gradient &b,
     cudaError_t error =
         cudaFuncSetAttribute(stage_backward<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error != cudaSuccess) return error;
-    TN_LAUNCH(stage_backward<C>, stage_grid(s), STAGE_THREADS, bytes, stream, geometry_of(s), a, b.dy);
+    TN_LAUNCH(stage_backward<C>, stage_grid(s), STAGE_THREADS, bytes, stream, geometry_of(s, s->images), a,
+              b.dy);
     if constexpr (C != 16) {
         error = multiply_gradients<C>(s, a, parts, stream);
         if (error != cudaSuccess) return error;

@@ -47,6 +47,7 @@ void counted_step(const char *model_name, const char *variant, tn_engine_config 
     need(tn_model_build(&model_config, model));
     config.device = "cuda";
     config.training = true;
+    config.separate_buffers = true; /* the machine knows a tensor by its allocation */
     need(tn_engine_create(*model, &config, engine));
     need(tn_engine_initialise(*engine, 1));
     run_steps(*model, *engine, config.max_batch, blocks);

@@ -242,7 +242,7 @@ MUTATIONS = [
     (STAGE_BACKWARD, "        dy_sum = dz_sum = 0;\n    }\n    __device__ __forceinline__ void write_total",
      "    }\n    __device__ __forceinline__ void write_total", "backward: sums of one conv run on into the next",
      "kernels_stage"),
-    (STAGE_BACKWARD, "(row + 1 - first) % 2 * wide", "0 * wide", "weight gradient: one buffer for two images",
+    (STAGE_BACKWARD, "(k + 1) % 2 * 3 * plane", "0 * plane", "weight gradient: one buffer for two images",
      "kernels_stage"),
     (STAGE_BACKWARD, "i < count; i++) sum += from", "i < count - 1; i++) sum += from",
      "weight gradient: the last part is left out", "kernels_stage"),

@@ -119,7 +119,14 @@ $(SIMT_NVCC)/%.o: %.c
 $(SIMT_NVCC)/test_kernels_%: $(SIMT_NVCC)/$(SIMT_DIR)/test_kernels_%.o $(SIMT_NVCC)/$(SIMT_DIR)/kernel_check.o $(SIMT_TESTED:%=$(SIMT_NVCC)/%)
 	$(NVCC) $(NVCC_ARCH) -o $@ $^ $(SIMT_TEST_LIBS)
 
-cuda-report: ## registers, shared memory, spills and occupancy of every kernel for sm_80 and sm_90 (needs nvcc)
+# After simt-test where both are asked for: they build the same files.
+cuda-report: $(filter simt-test,$(MAKECMDGOALS)) ## registers, spills and occupancy of every kernel (with nvcc); PREDICTED step times from counts
+	@mkdir -p $(BUILD)/simt; rm -f $(BUILD)/simt/registers.txt
+	@$(MAKE) --no-print-directory cuda-registers > $(BUILD)/simt/registers.part || { cat $(BUILD)/simt/registers.part; exit 1; }
+	@cat $(BUILD)/simt/registers.part; mv $(BUILD)/simt/registers.part $(BUILD)/simt/registers.txt
+	@$(MAKE) --no-print-directory $(BUILD)/simt/check/count_step
+	@bench/gpu_predict.py --build $(BUILD)/simt
+cuda-registers:
 	$(HAVE_NVCC) $(MAKE) --no-print-directory -s $(SIMT_NVCC)/cuda_report $(KERNEL_NAMES:%=$(SIMT_NVCC)/report/%.log) && \
 	  $(SIMT_NVCC)/cuda_report $(foreach k,$(KERNEL_NAMES),$(foreach a,80 90,\
 	    sm_$(a)=$(SIMT_NVCC)/report/$(k).log,$(SIMT_NVCC)/report/$(k).compute_$(a).ptx))
@@ -141,4 +148,4 @@ simt-clean:
 	rm -rf $(BUILD)/simt
 
 .PRECIOUS: $(SIMT_NVCC)/%.o $(SIMT_NVCC)/report/%.log $(BUILD)/simt/plain/%.o $(BUILD)/simt/check/%.o
-.PHONY: simt-test simt-targets simt-mutations cuda-report simt-tests simt-selftest simt-nvcc simt-curand simt-clean
+.PHONY: simt-test simt-targets simt-mutations cuda-report cuda-registers simt-tests simt-selftest simt-nvcc simt-curand simt-clean

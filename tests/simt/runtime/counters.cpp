@@ -178,11 +178,22 @@ void count_flops(bool narrow, uint64_t flops) {
 }
 
 /* What two of the blocks that ran have both touched is taken to be common to all: it comes from the cache but
- * once. What one alone has touched, each block of the grid has of its own. */
+ * once. What one alone has touched, each block of the grid has of its own, as far as the allocation goes. */
 static uint64_t memory_sectors(const std::unordered_map<uintptr_t, Sector> &sectors, double factor) {
-    uint64_t common = 0;
-    for (const auto &[address, sector] : sectors) common += sector.several;
-    return common + (uint64_t)((double)(sectors.size() - common) * factor + 0.5);
+    struct Share {
+        uint64_t common = 0, own = 0;
+    };
+    std::unordered_map<const Allocation *, Share> shares;
+    for (const auto &[number, sector] : sectors) {
+        Share &share = shares[allocation_at(number * 32)];
+        (sector.several ? share.common : share.own)++;
+    }
+    uint64_t all = 0;
+    for (const auto &[allocation, share] : shares) {
+        uint64_t estimate = share.common + (uint64_t)((double)share.own * factor + 0.5);
+        all += allocation ? std::min<uint64_t>(estimate, (allocation->size + 31) / 32) : estimate;
+    }
+    return all;
 }
 
 /* In samples, where values mean nothing: a launch like another one but for where its tensors lie counts the

@@ -263,7 +263,7 @@ void run_block(Worker &w, const Launch &launch, uint64_t block) {
     memset(w.state, kUnstarted, (size_t)w.threads);
     for (int i = 0; i * kWarp < w.threads; i++)
         warp_reset(w, i, w.threads - i * kWarp < kWarp ? w.threads - i * kWarp : kWarp);
-    if (r.shared) memset(w.dynamic, 0xff, r.shared);
+    if (r.shared) memset(w.dynamic, settings().sample ? 0 : 0xff, r.shared);
     new_order(w);
     if (w.idle.empty()) w.idle.push_back(new_fiber());
     w.start = w.order.next();

@@ -92,7 +92,7 @@ void shared_poison() {
     size_t size;
     char *base = shared_base(&size);
     for (const SharedSymbol &s : symbols)
-        if (!s.guard) memset(base + s.offset, 0xff, s.size);
+        if (!s.guard) memset(base + s.offset, settings().sample ? 0 : 0xff, s.size);
 }
 
 const char *function_name(const void *function) {

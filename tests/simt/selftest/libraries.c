@@ -27,6 +27,7 @@ void launch_fill(float *y, float v, int n, int threads, cudaStream_t stream);
 void launch_strided(float *y, const float *x, int stride, int n, cudaStream_t stream);
 void launch_columns(float *y, int pitch, cudaStream_t stream);
 void launch_shared_reads(float *y, const float *x, const float *common, int blocks, cudaStream_t stream);
+void launch_paired_reads(float *y, const float *x, int blocks, cudaStream_t stream);
 void launch_tile_product(float *y, const void *x, int pitch, cudaStream_t stream);
 void launch_stream_words(unsigned *y, unsigned long long seed, unsigned purpose, unsigned a, unsigned b,
                          int n);
@@ -340,6 +341,15 @@ static void test_memory_sectors(void) {
         CHECK(cudaDeviceSynchronize() == cudaSuccess && simt_operations_counted() == 2);
         CHECK(simt_operation_at(1)->counters.fma_flops == 0 && simt_operation_at(2) == NULL);
     }
+    /* Blocks of a sample may not meet where all of them would: no more than the allocation comes from memory.
+     */
+    float *half;
+    CHECK(cudaMalloc((void **)&half, BLOCKS / 2 * 512) == cudaSuccess);
+    simt_counters_reset();
+    launch_paired_reads(y, half, BLOCKS, NULL);
+    CHECK(cudaDeviceSynchronize() == cudaSuccess && simt_counters_get("paired_reads", &c));
+    CHECK(c.load_sectors == BLOCKS * 16 && c.load_memory_sectors == BLOCKS / 2 * 16);
+    CHECK(cudaFree(half) == cudaSuccess);
     simt_sample(0);
     simt_count(0);
     CHECK(cudaFree(x) == cudaSuccess && cudaFree(y) == cudaSuccess && cudaFree(common) == cudaSuccess);

@@ -49,6 +49,14 @@ extern "C" void launch_shared_reads(float *y, const float *x, const float *commo
     TN_LAUNCH(shared_reads, blocks, 128, 0, stream, y, x, common);
 }
 
+/* Two blocks read the same floats. */
+__global__ void paired_reads(float *y, const float *x) {
+    y[blockIdx.x * 128 + threadIdx.x] = x[blockIdx.x / 2 * 128 + threadIdx.x];
+}
+extern "C" void launch_paired_reads(float *y, const float *x, int blocks, cudaStream_t stream) {
+    TN_LAUNCH(paired_reads, blocks, 128, 0, stream, y, x);
+}
+
 /* One warp: 32 asynchronous copies of 16 bytes, into rows of `pitch` values of which a WMMA tile is made, one
  * product, and the result by way of shared memory. */
 __global__ void tile_product(float *y, const __nv_bfloat16 *x, int pitch) {
