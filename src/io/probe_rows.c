@@ -13,14 +13,14 @@ enum { COLUMNS = 6 };
 
 /* Splits a line at its commas into exactly COLUMNS fields. */
 static bool split(char *line, char *fields[COLUMNS]) {
-    int count = 0;
-    for (char *at = line; at && count < COLUMNS; count++) {
-        fields[count] = at;
-        at = strchr(at, ',');
-        if (at && count + 1 == COLUMNS) return false;
-        if (at) *at++ = 0;
+    fields[0] = line;
+    for (int i = 1; i < COLUMNS; i++) {
+        char *comma = strchr(fields[i - 1], ',');
+        if (!comma) return false;
+        *comma = 0;
+        fields[i] = comma + 1;
     }
-    return count == COLUMNS;
+    return !strchr(fields[COLUMNS - 1], ',');
 }
 
 static bool whole(const char *text, int *out) {
