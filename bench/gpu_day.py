@@ -59,7 +59,7 @@ def steps(options):
     sanitize = [["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", f"{options.build}/simt/nvcc/{test}"]
                 for test in KERNEL_TESTS.split() for tool in tools]
     sanitize += [["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9",
-                  f"{options.build}/simt/nvcc/test_cuda_{test}"] for test in ("device", "engine")]
+                  f"{options.build}/simt/nvcc/test_cuda_{test}"] for test in ("data", "device", "engine", "steps")]
     bench = [sys.executable, "bench/gpu_bench.py", "--out", str(options.folder), "--taunet",
              f"{options.build}/taunet", "--peak", f"{options.build}/bench/device_peak"]
     bench += [part for path in options.python for part in ("--python", path)]

@@ -196,46 +196,38 @@ static tn_status make_views(tn_cuda *cuda, struct tn_cuda_images *m, const tn_ba
 
 /* ---- batches ---- */
 
+/* What a batch is made by, in one piece of memory: table, order, partners, states of chunks. */
 typedef struct recipe {
-    float *table;
-    int *order, *partner;
-    tn_batch_state *states; /* [chunks] */
+    size_t table, order, partner, bytes; /* ends of the parts */
 } recipe;
 
-/* The parts of a recipe in memory that begins at `memory`; returns its bytes. */
-static size_t recipe_at(char *memory, const tn_batch *b, int chunks, recipe *out) {
-    const tn_raw_batch *raw = b->raw;
-    size_t table = (size_t)b->channels * 256 * sizeof(float),
-           order = table + aligned((size_t)raw->order_count * sizeof(int)),
-           partner = order + aligned((size_t)b->rows * sizeof(int));
-    *out = (recipe){(float *)(void *)memory, (int *)(void *)(memory + table), (int *)(void *)(memory + order),
-                    (tn_batch_state *)(void *)(memory + partner)};
-    return partner + (size_t)chunks * sizeof *out->states;
+static recipe recipe_of(const tn_batch *b, int chunks) {
+    recipe r = {.table = (size_t)b->channels * 256 * sizeof(float)};
+    r.order = r.table + aligned((size_t)b->raw->order_count * sizeof(int));
+    r.partner = r.order + aligned((size_t)b->rows * sizeof(int));
+    r.bytes = r.partner + (size_t)chunks * sizeof(tn_batch_state);
+    return r;
 }
 
 static tn_status send_recipe(tn_cuda *cuda, struct tn_cuda_images *m, const tn_batch *b, int chunk_rows,
-                             int chunks, recipe *out) {
+                             int chunks, const recipe *r) {
     const tn_raw_batch *raw = b->raw;
-    recipe host;
-    size_t bytes = recipe_at(NULL, b, chunks, &host);
-    TN_TRY(tn_grow(&m->scratch, &m->scratch_bytes, bytes, 1, "images of a batch"));
-    TN_TRY(grow(cuda, &m->recipe, bytes, "images of a batch"));
-    recipe_at(m->scratch, b, chunks, &host);
-    recipe_at(m->recipe.memory, b, chunks, out);
-    memcpy(host.table, raw->table, (size_t)b->channels * 256 * sizeof(float));
-    if (raw->order) memcpy(host.order, raw->order, (size_t)raw->order_count * sizeof(int));
-    if (raw->partner) memcpy(host.partner, raw->partner, (size_t)b->rows * sizeof(int));
+    TN_TRY(tn_grow(&m->scratch, &m->scratch_bytes, r->bytes, 1, "images of a batch"));
+    TN_TRY(grow(cuda, &m->recipe, r->bytes, "images of a batch"));
+    char *to = m->scratch;
+    memcpy(to, raw->table, r->table);
+    if (raw->order) memcpy(to + r->table, raw->order, (size_t)raw->order_count * sizeof(int));
+    if (raw->partner) memcpy(to + r->order, raw->partner, (size_t)b->rows * sizeof(int));
+    tn_batch_state *states = (tn_batch_state *)(void *)(to + r->partner);
     for (int i = 0; i < chunks; i++) {
         int first = i * chunk_rows, left = b->rows - first;
-        host.states[i] = (tn_batch_state){.seed = raw->seed,
-                                          .epoch = raw->epoch,
-                                          .first = raw->first + first,
-                                          .rows = left < chunk_rows ? left : chunk_rows,
-                                          .own = raw->partner ? raw->own : 1.0f};
+        states[i] = (tn_batch_state){.seed = raw->seed,
+                                     .epoch = raw->epoch,
+                                     .first = raw->first + first,
+                                     .rows = left < chunk_rows ? left : chunk_rows,
+                                     .own = raw->partner ? raw->own : 1.0f};
     }
-    if (!raw->order) out->order = NULL;
-    if (!raw->partner) out->partner = NULL;
-    return tn_cuda_upload(&cuda->head, m->recipe.memory, m->scratch, bytes);
+    return tn_cuda_upload(&cuda->head, m->recipe.memory, to, r->bytes);
 }
 
 tn_status tn_cuda_make_images(tn_backend *backend, const tn_batch *b, int chunk_rows, size_t chunk_floats,
@@ -244,8 +236,8 @@ tn_status tn_cuda_make_images(tn_backend *backend, const tn_batch *b, int chunk_
     const tn_raw_batch *raw = b->raw;
     int chunks = (b->rows + chunk_rows - 1) / chunk_rows;
     struct tn_cuda_images *m;
+    const recipe r = recipe_of(b, chunks);
     const void *pixels = NULL;
-    recipe r;
     TN_CUDA(cudaSetDevice(cuda->device));
     TN_TRY(images_of(cuda, &m));
     if (raw->pixels)
@@ -253,21 +245,24 @@ tn_status tn_cuda_make_images(tn_backend *backend, const tn_batch *b, int chunk_
     else
         TN_TRY(make_views(cuda, m, b));
     TN_TRY(send_recipe(cuda, m, b, chunk_rows, chunks, &r));
+    const char *at = m->recipe.memory;
+    const int *partner = (const int *)(const void *)(at + r.order);
+    const tn_batch_state *states = (const tn_batch_state *)(const void *)(at + r.partner);
     tn_augment_config config = {.rows = chunk_rows,
                                 .channels = b->channels,
                                 .height = b->height,
                                 .width = b->width,
-                                .table = r.table,
+                                .table = (const float *)(const void *)at,
                                 .pixels = raw->pixels ? pixels : m->views.memory,
-                                .order = r.order};
+                                .order = raw->order ? (const int *)(const void *)(at + r.table) : NULL};
     if (raw->pixels && raw->draw) {
         config.draw = true;
         config.may_flip = raw->may_flip;
         config.padding = raw->padding;
     }
     for (int i = 0; i < chunks; i++) {
-        config.partner = r.partner ? r.partner + (size_t)i * (size_t)chunk_rows : NULL;
-        TN_CUDA(tn_launch_augment(&config, r.states + i, TN_STORE_F32, images + (size_t)i * chunk_floats,
+        config.partner = raw->partner ? partner + (size_t)i * (size_t)chunk_rows : NULL;
+        TN_CUDA(tn_launch_augment(&config, states + i, TN_STORE_F32, images + (size_t)i * chunk_floats,
                                   cuda->stream));
     }
     return TN_OK;

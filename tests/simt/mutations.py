@@ -343,7 +343,7 @@ MUTATIONS = [
      "bytes are overwritten before they were used", "cuda_data"),
     (CUDA_IMAGES, ".first = raw->first + first,", ".first = raw->first,", "all chunks show the images of the first",
      "cuda_data"),
-    (CUDA_IMAGES, "r.partner + (size_t)i * (size_t)chunk_rows", "r.partner", "all chunks have the partners of the first",
+    (CUDA_IMAGES, "partner + (size_t)i * (size_t)chunk_rows", "partner", "all chunks have the partners of the first",
      "cuda_data"),
     (CUDA_IMAGES, "    if (raw->pixels && raw->draw) {", "    if (raw->draw) {", "views are cropped again", "cuda_data"),
     # Steps that overlap.
