@@ -109,7 +109,7 @@ cuda-report: ## registers, shared memory, spills and occupancy of every kernel f
 	$(HAVE_NVCC) $(MAKE) --no-print-directory -s $(SIMT_NVCC)/cuda_report $(KERNEL_NAMES:%=$(SIMT_NVCC)/report/%.log) && \
 	  $(SIMT_NVCC)/cuda_report $(foreach k,$(KERNEL_NAMES),$(foreach a,80 90,\
 	    sm_$(a)=$(SIMT_NVCC)/report/$(k).log,$(SIMT_NVCC)/report/$(k).compute_$(a).ptx))
-$(SIMT_NVCC)/report/%.log: kernels/%.cu kernels/device.cuh kernels/kernels.h kernels/launch.h
+$(SIMT_NVCC)/report/%.log: kernels/%.cu $(wildcard kernels/*.cuh) kernels/kernels.h kernels/launch.h
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) -Xptxas -v --keep --keep-dir $(@D) -c -o $(@:.log=.o) $< > $@.part 2>&1 || { cat $@.part; exit 1; }
 	@mv $@.part $@
