@@ -22,7 +22,7 @@ import run as runner  # noqa: E402
 from mutations import MUTATIONS  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-COPIED = ["Makefile", "kernels", "tests/simt", "tests/support", "src", "include"]
+COPIED = ["Makefile", "bench/gpu.mk", "kernels", "tests/simt", "tests/support", "src", "include"]
 BUILT = ["simt/plain", "simt/check", "src", "tests/support", "libtaunet.a"]
 ARCHIVES = ["simt/plain/libtested.a", "simt/check/libtested.a", "libtaunet.a"]
 
