@@ -124,26 +124,32 @@ static __global__ void __launch_bounds__(CT / 2 * (CT / 2))
     }
 }
 
-/* 32 elements a block; 8 threads each add every eighth split, then their sums are added in order. dw is OIHW.
- */
-static __global__ void __launch_bounds__(THREADS)
+/* A block adds the nine taps of 8 channel pairs, which are whole sectors of the parts and of dw (OIHW); 8
+ * threads each add every eighth split, then their sums are added in order. */
+#define SPLIT_PAIRS 8
+#define SPLIT_SUMS  (9 * SPLIT_PAIRS)
+
+static __global__ void __launch_bounds__(8 * SPLIT_SUMS)
     add_splits(unsigned pairs, int splits, const float *__restrict__ partial, float *__restrict__ dw) {
-    __shared__ float sums[8][32];
-    const unsigned lane = threadIdx.x % 32, part = threadIdx.x / 32, i = blockIdx.x * 32 + lane,
-                   count = 9 * pairs;
+    __shared__ float sums[8][SPLIT_SUMS];
+    const unsigned i = threadIdx.x % SPLIT_SUMS, part = threadIdx.x / SPLIT_SUMS, k = i % SPLIT_PAIRS,
+                   tap = i / SPLIT_PAIRS, first = blockIdx.x * SPLIT_PAIRS;
     float sum = 0;
-    if (i < count)
-        for (int k = part; k < splits; k += 8) sum += partial[(size_t)k * count + i];
-    sums[part][lane] = sum;
+    if (first + k < pairs)
+        for (int split = part; split < splits; split += 8)
+            sum += partial[((size_t)split * 9 + tap) * pairs + first + k];
+    sums[part][k * 9 + tap] = sum;
     __syncthreads();
-    if (part || i >= count) return;
+    if (part || first * 9 + i >= pairs * 9) return;
+    sum = sums[0][i];
 #pragma unroll
-    for (int k = 1; k < 8; k++) sum += sums[k][lane];
-    dw[(size_t)(i % pairs) * 9 + i / pairs] = sum;
+    for (int p = 1; p < 8; p++) sum += sums[p][i];
+    dw[(size_t)first * 9 + i] = sum;
 }
 
 void tn_add_splits(unsigned pairs, int splits, const float *partial, float *dw, cudaStream_t stream) {
-    TN_LAUNCH(add_splits, (9 * pairs + 31) / 32, THREADS, 0, stream, pairs, splits, partial, dw);
+    TN_LAUNCH(add_splits, (pairs + SPLIT_PAIRS - 1) / SPLIT_PAIRS, 8 * SPLIT_SUMS, 0, stream, pairs, splits,
+              partial, dw);
 }
 
 template <typename X, typename Y, int STRIDE, int CT>

@@ -6,6 +6,12 @@ by spaces. For a header, a sixth field lists the sources that are compiled with 
 
 CONV_DIRECT = "kernels/conv_direct.cu"
 CONV_WEIGHTS = "kernels/conv_weights.cu"
+CONV_WMMA = "kernels/conv_wmma.cu"
+WMMA_WEIGHTS = "kernels/conv_wmma_weights.cu"
+WMMA_BOTH = "kernels/conv_wmma_both.cu"
+WMMA = "kernels/wmma.cuh"
+WMMA_END = "kernels/wmma_end.cuh"
+WMMA_GRADIENT = "kernels/wmma_gradient.cuh"
 EPILOGUE = "kernels/epilogue.cu"
 NORM = "kernels/norm.cu"
 POOL = "kernels/pool.cu"
@@ -86,16 +92,17 @@ MUTATIONS = [
      "no barrier before a tile is overwritten", "kernels_conv"),
     (CONV_WEIGHTS, BARRIER + "#pragma unroll 1", "#pragma unroll 1", "no barrier after a tile is loaded",
      "kernels_conv"),
-    (CONV_WEIGHTS, BARRIER + "    if (part || i >= count) return;", "if (part || i >= count) return;",
+    (CONV_WEIGHTS, BARRIER + "    if (part || first * 9 + i >= pairs * 9) return;",
+     "if (part || first * 9 + i >= pairs * 9) return;",
      "no barrier before the parts are added", "kernels_conv"),
     (CONV_WEIGHTS, "first = split * share + min(split, more)", "first = split * share",
      "splits overlap", "kernels_conv"),
     (CONV_WEIGHTS, "last = first + share + (split < more)", "last = first + share",
      "the last tile of a split is left out", "kernels_conv"),
-    (CONV_WEIGHTS, "k = 1; k < 8; k++) sum += sums[k][lane]", "k = 1; k < 7; k++) sum += sums[k][lane]",
+    (CONV_WEIGHTS, "p = 1; p < 8; p++) sum += sums[p][i]", "p = 1; p < 7; p++) sum += sums[p][i]",
      "the last part is left out", "kernels_conv"),
-    (CONV_WEIGHTS, "k < splits; k += 8", "k < splits; k += 7", "splits are added twice", "kernels_conv"),
-    (CONV_WEIGHTS, "dw[(size_t)(i % pairs) * 9 + i / pairs] = sum;", "dw[i] = sum;", "dw is not OIHW", "kernels_conv"),
+    (CONV_WEIGHTS, "split < splits; split += 8", "split < splits; split += 7", "splits are added twice", "kernels_conv"),
+    (CONV_WEIGHTS, "sums[part][k * 9 + tap] = sum;", "sums[part][i] = sum;", "dw is not OIHW", "kernels_conv"),
     (CONV_WEIGHTS, "if (co0 + co + b < s.out_channels && ci0 + ci + a < s.in_channels)",
      "if (co0 + co + b < s.out_channels)", "partial sums of channels that do not exist", "kernels_conv"),
     (CONV_WEIGHTS, "tap / 3 * WIDE + w * STRIDE + tap % 3", "tap / 3 * WIDE + w + tap % 3",
@@ -103,6 +110,38 @@ MUTATIONS = [
     (CONV_WEIGHTS, "*reinterpret_cast<float4 *>(&tile[p][k]) = make_float4(v[0], v[1], v[2], v[3]);",
      "if (h >= 0 && w >= 0) *reinterpret_cast<float4 *>(&tile[p][k]) = make_float4(v[0], v[1], v[2], v[3]);",
      "pixels above and left of the image are not set to zero", "kernels_conv"),
+    # Convolution on tensor cores.
+    (WMMA_END, "        wait_loads<1>();\n        " + BARRIER, "        wait_loads<1>();\n",
+     "no barrier after a tile is loaded", "kernels_wmma", [CONV_WMMA]),
+    (WMMA_END, "        wait_loads<1>();\n", "        wait_loads<2>();\n",
+     "a tile is used before it has come", "kernels_wmma", [CONV_WMMA]),
+    (WMMA, "const int offset = (kh >> 1) * t.pitch + (kw >> 1);", "const int offset = (kh >> 1) * t.pitch;",
+     "stride 2: the right taps", "kernels_wmma", [CONV_WMMA]),
+    (WMMA, "bool inside = w < t.grid_width &&", "bool inside = w <= t.grid_width &&",
+     "a column too many is written", "kernels_wmma", [CONV_WMMA]),
+    (WMMA, "inside = inside && h < t.out_height && w < t.out_width;", "inside = inside && h < t.out_height;",
+     "backward data of stride 2: a column too many is written", "kernels_wmma", [CONV_WMMA]),
+    (WMMA, "row && w >= 0 && w < t.in_width);", "row && w >= 0 && w <= t.in_width);",
+     "the pixel right of the image is taken for one of it", "kernels_wmma", [CONV_WMMA]),
+    (CONV_WMMA, "        " + BARRIER + "    }\n    if (q < t.positions) {", "    }\n    if (q < t.positions) {",
+     "no barrier before a slice is overwritten", "kernels_wmma"),
+    (WMMA_END, "half ? theirs | bits[j] << 8 : bits[j] | theirs << 8;", "bits[j] | theirs << 8;",
+     "bytes of the mask exchanged", "kernels_wmma", [CONV_WMMA]),
+    (WMMA_END, "if (!(gate >> k & 1)) z[k] = 0.0f;", "", "the gate is open", "kernels_wmma", [CONV_WMMA]),
+    (WMMA_END, "end.partial[2 * (size_t)block] = after;", "end.partial[2 * (size_t)block] = before;",
+     "the sum after the gate is that before it", "kernels_wmma", [CONV_WMMA]),
+    (WMMA_GRADIENT, "sums[i].x[e] += before.x[e];", "sums[i].x[e] = before.x[e];",
+     "weight gradient: what the other warps have is lost", "kernels_wmma", [WMMA_WEIGHTS]),
+    (WMMA_GRADIENT, "tile += job.splits, buffer", "tile += job.splits + 1, buffer",
+     "weight gradient: tiles left out", "kernels_wmma", [WMMA_WEIGHTS]),
+    (WMMA_BOTH, "place % 3 * 3,", "place % 3,", "both gradients: the wrong row of taps", "kernels_wmma"),
+    (WMMA_BOTH, "l.job.weights.splits, partial,", "1, partial,", "both gradients: shares left out", "kernels_wmma"),
+    (CONVERT, "tap = p.taps - 1 - i / p.in / p.out;", "tap = i / p.in / p.out;",
+     "packing: taps of tensor-core weights not reversed",
+     "kernels_training"),
+    (CUDA_CONV, "[WMMA] = {TN_PACK_TAPS_FORWARD, TN_PACK_TAPS_BACKWARD}",
+     "[WMMA] = {TN_PACK_TAPS_FORWARD, TN_PACK_TAPS_FORWARD}", "backward data with the weights of forward",
+     "cuda_engine"),
     # What kernels share.
     (DEVICE, "    __syncthreads(); /* the last call may still be reading */\n", "",
      "sums of a block: no barrier between two calls", "kernels_elementwise", [EPILOGUE]),
