@@ -44,10 +44,6 @@ def no_sanitizer(options):
                                   "no compute-sanitizer beside nvcc or on PATH")
 
 
-def no_prediction(_):
-    return None if (HERE / "gpu_predict.py").exists() else "there is no prediction of times yet"
-
-
 def search_path(options):
     beside = [str(pathlib.Path(shutil.which(options.nvcc) or "/nonexistent").parent)] if options.nvcc else []
     return os.pathsep.join(beside + [os.environ.get("PATH", "")])
@@ -70,8 +66,8 @@ def steps(options):
         ("parity", no_device, [make + ["gpu-test"]], 1800),
         ("sanitizer", no_sanitizer, sanitize, 3600),
         ("bench", no_device, [bench], 7200),
-        ("prediction", no_prediction, [[sys.executable, "bench/gpu_predict.py", "--measured",
-                                        str(options.folder / "gpu-bench.json")]], 600),
+        ("prediction", no_device, [[sys.executable, "bench/gpu_predict.py", "--build", f"{options.build}/simt",
+                                    "--measured", str(options.folder / "gpu-bench.json")]], 1800),
     ]
 
 

@@ -72,6 +72,71 @@ class Scripts(Case):
         self.assertGreaterEqual(count, convolutions + 64 + 10)
         self.assertLess(count, 1.6 * convolutions)
 
+    def predictor(self):
+        sys.path.insert(0, str(ROOT / "bench"))
+        self.addCleanup(sys.path.remove, str(ROOT / "bench"))
+        import gpu_predict
+        return gpu_predict
+
+    OPERATION = {"name": "k<1>", "times": 2, "grid": [132, 1, 1], "threads": 512, "dynamic_shared": 0, "blocks": 132,
+                 "barriers": 3, "load_sectors": 1000, "store_sectors": 1000, "load_ideal_sectors": 500,
+                 "store_ideal_sectors": 500, "load_memory_sectors": 93750, "store_memory_sectors": 0,
+                 "shared_wavefronts": 0, "shared_ideal_wavefronts": 0, "fma_flops": 0, "tf32_flops": 0, "bf16_flops": 0}
+
+    def test_a_launch_takes_its_slowest_resource(self):
+        p = self.predictor()
+        h100 = p.DEVICES["H100"]
+
+        def time_of(**changes):
+            seconds, bound = p.predict(dict(self.OPERATION, **changes), h100, {})
+            return round((seconds - p.LAUNCH) * 1e6, 6), bound
+
+        self.assertEqual(time_of(), (1.0, "launch"))  # 3 MB at 3 TB/s, less than the launch itself
+        self.assertEqual(time_of(load_memory_sectors=937500), (10.0, "memory"))
+        # Half the threads that memory needs: half its rate. 133 blocks: the busiest of 132 has two.
+        self.assertEqual(time_of(load_memory_sectors=937500, threads=256), (20.0, "memory"))
+        work = int(0.6 * 798e12 * 1e-5)
+        self.assertEqual(time_of(bf16_flops=work)[1], "bf16")
+        self.assertAlmostEqual(time_of(bf16_flops=work)[0], 10, 3)
+        self.assertAlmostEqual(time_of(bf16_flops=work, blocks=133)[0], 10 * 264 / 133, 3)
+        self.assertAlmostEqual(time_of(shared_wavefronts=132 * 17550)[0], 10, 3)
+        self.assertEqual(p.predict(dict(self.OPERATION, name="copy from host", grid=[0, 0, 0]), h100, {})[0], 0)
+
+    def test_resident_blocks_come_from_the_report(self):
+        p = self.predictor()
+        report = self.base / "registers.txt"
+        report.write_text("sm_90  file: k<1>    512    128    1024      0      0      1       25%\n"
+                          "268 compiled kernels, 0 with spilled registers\n")
+        registers = p.read_registers(report)
+        self.assertEqual(registers, {("sm_90", "k<1>"): 1})
+        self.assertEqual(p.resident_blocks(self.OPERATION, p.DEVICES["H100"], registers), 1)
+        self.assertEqual(p.resident_blocks(self.OPERATION, p.DEVICES["H100"], {}), 4)
+        self.assertEqual(p.resident_blocks(dict(self.OPERATION, dynamic_shared=100 << 10), p.DEVICES["A100"], {}), 1)
+
+    def test_predictions_stand_beside_measurements(self):
+        counts = {"operations": [self.OPERATION], "least": {"forward_read": 1.0}}
+        program = self.base / "count_step"
+        program.write_text("#!/bin/sh\necho '%s'\n" % json.dumps(counts))
+        program.chmod(0o755)
+        measured = self.base / "gpu-bench.json"
+        peak = {"device": "Some H100", "compute_capability": "9.0", "multiprocessors": 132,
+                "copy_bytes_per_second": 3e12, "matmul_flops": {"fp32": 5e13, "tf32": 4e14, "bf16": 8e14}}
+        rows = [{"network": "resnet20:tau", "precision": "bf16", "batch": 10, "images_per_second": 1e6},
+                {"network": "resnet20:bn", "precision": "bf16", "batch": 10, "failed": "why"}]
+        measured.write_text(json.dumps({"peak": peak, "rows": rows}))
+        common = ["--build", self.base, "--count-step", program]
+        done = self.run_script("gpu_predict.py", *common, "--measured", measured)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        # Two launches of 1 us and 1.5 us of their own: 10 images in 5 us.
+        self.assertIn("| resnet20:tau | bf16 | 2000000 | 1000000 | 2.00 |", done.stdout)
+        done = self.run_script("gpu_predict.py", *common, "--network", "resnet20:tau:10")
+        self.assertIn("PREDICTED", done.stdout)
+        self.assertIn("| resnet20:tau:10 bf16 | 2 |", done.stdout)
+        measured.write_text(json.dumps({"peak": None, "rows": []}))
+        done = self.run_script("gpu_predict.py", *common, "--measured", measured)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("no peaks of a device", done.stderr)
+
     def test_a_day_without_a_compiler(self):
         done = self.run_script("gpu_day.py", "--out", self.base, "--nvcc", "")
         self.assertEqual(done.returncode, 0, done.stderr)
