@@ -9,8 +9,13 @@
 #define TILE_BYTES (64 * 1024) /* of x and dz together */
 #define MOST_BYTES (79 * 1024) /* where one row needs more than is wanted */
 
+/* Blocks of a multiprocessor that registers must leave room for: loads that convert need more of them. */
+template <typename T, typename X, int CT> constexpr int blocks_wanted() {
+    return sizeof(X) == sizeof(typename T::element) ? 16 / warps_of<CT>::COUNT : 1;
+}
+
 template <typename T, typename X, typename Y, int CT>
-static __global__ void __launch_bounds__(32 * warps_of<CT>::COUNT)
+static __global__ void __launch_bounds__(32 * warps_of<CT>::COUNT, blocks_wanted<T, X, CT>())
     partial_gradients(gradient_job job, const X *__restrict__ x, const Y *__restrict__ dz,
                       float *__restrict__ partial) {
     TN_DYNAMIC_SHARED(char, shared);
@@ -56,9 +61,11 @@ bool tn_wmma_plan_gradient(const tn_conv_shape *s, tn_wmma unit, int channels, i
     return true;
 }
 
-static bool plan(const tn_conv_shape *s, tn_wmma unit, gradient_job *job) {
+/* `converts`: a tensor is not stored as it is multiplied; the widest blocks have no registers left for that.
+ */
+static bool plan(const tn_conv_shape *s, tn_wmma unit, bool converts, gradient_job *job) {
     const int most = s->in_channels > s->out_channels ? s->in_channels : s->out_channels;
-    const bool wide = divide_up(s->in_channels, 64) * divide_up(s->out_channels, 64) >= 16;
+    const bool wide = !converts && divide_up(s->in_channels, 64) * divide_up(s->out_channels, 64) >= 16;
     return tn_wmma_plan_gradient(s, unit, most <= 16 ? 16 : wide ? 64 : 32, 3, BLOCKS, TILE_BYTES, job);
 }
 
@@ -82,7 +89,10 @@ static cudaError_t launch(const gradient_job *job, const void *x, const void *dz
                           cudaStream_t stream) {
     if (job->channels == 16) return start<T, X, Y, 16>(job, x, dz, partial, stream);
     if (job->channels == 32) return start<T, X, Y, 32>(job, x, dz, partial, stream);
-    return start<T, X, Y, 64>(job, x, dz, partial, stream);
+    if constexpr (sizeof(X) == sizeof(typename T::element) && sizeof(Y) == sizeof(typename T::element))
+        return start<T, X, Y, 64>(job, x, dz, partial, stream);
+    else
+        return cudaErrorInvalidValue;
 }
 
 template <typename X, typename Y>
@@ -93,12 +103,13 @@ static cudaError_t launch_bf16(const gradient_job *job, const void *x, const voi
 
 int tn_wmma3x3_weights_fit(const tn_conv_shape *shape, tn_wmma unit) {
     gradient_job job;
-    return plan(shape, unit, &job);
+    return plan(shape, unit, false, &job) && plan(shape, unit, true, &job);
 }
 
 size_t tn_wmma3x3_workspace(const tn_conv_shape *shape, tn_wmma unit) {
-    gradient_job job;
-    if (!plan(shape, unit, &job)) return 0;
+    gradient_job job, other;
+    if (!plan(shape, unit, false, &job) || !plan(shape, unit, true, &other)) return 0;
+    if (job.splits < other.splits) job.splits = other.splits;
     return (size_t)job.splits * 9 * shape->out_channels * shape->in_channels * sizeof(float);
 }
 
@@ -106,8 +117,9 @@ cudaError_t tn_launch_wmma3x3_backward_weights(const tn_conv_shape *shape, tn_wm
                                                const void *x, tn_storage y_store, const void *dz,
                                                void *workspace, float *dw, cudaStream_t stream) {
     const size_t pairs = (size_t)shape->out_channels * shape->in_channels;
+    const bool converts = unit == TN_WMMA_BF16 && (x_store == TN_STORE_F32 || y_store == TN_STORE_F32);
     gradient_job job;
-    if (bad_wmma3x3(shape) || shape->rows < 1 || too_large(pairs, 9) || !plan(shape, unit, &job))
+    if (bad_wmma3x3(shape) || shape->rows < 1 || too_large(pairs, 9) || !plan(shape, unit, converts, &job))
         return cudaErrorInvalidValue;
     if (unit == TN_WMMA_TF32 && (x_store != TN_STORE_F32 || y_store != TN_STORE_F32))
         return cudaErrorInvalidValue;
