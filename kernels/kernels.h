@@ -148,6 +148,7 @@ typedef struct tn_stage_shape {
     int rows, height, width, channels;
     int blocks;
     int images;
+    int wide; /* x, outputs of blocks and their gradients are float32; 0: bf16, as what is inside always */
 } tn_stage_shape;
 /* How many images a block of threads takes: more than one only where the others still occupy
  * `TN_STAGE_GROUPS` blocks. Of the shape only `images` is not read. */
@@ -157,8 +158,9 @@ int tn_stage_images(const tn_stage_shape *shape);
 size_t tn_stage_shared(const tn_stage_shape *shape, int backward);
 /* weights: [2 * blocks] convs, each TN_PACK_STAGE_FORWARD; scalars: [2 * blocks][4], of which the second is c
  * and the third d (tn_launch_node_scalars). inner: [2 * blocks - 1][rows][height][width][channels], outputs
- * of all convs but the last; masks: [2 * blocks] masks of a tensor, rows * height * width * channels / 8
- * bytes apart; both NULL outside training. nonfinite: [2 * blocks] flags, or NULL. x, inner and y bf16. */
+ * of all convs but the last, bf16 and the stream's storage in turn; masks: [2 * blocks] masks of a tensor,
+ * rows * height * width * channels / 8 bytes apart; both NULL outside training. nonfinite: [2 * blocks]
+ * flags, or NULL. */
 cudaError_t tn_launch_stage_forward(const tn_stage_shape *shape, const void *x, const void *weights,
                                     const float *scalars, void *inner, uint32_t *masks, void *y,
                                     int *nonfinite, cudaStream_t stream);

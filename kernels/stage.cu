@@ -14,17 +14,32 @@ __device__ __forceinline__ void write_mask(const unsigned char *from, unsigned b
         reinterpret_cast<uint2 *>(to)[i] = reinterpret_cast<const uint2 *>(from)[i];
 }
 
+/* x, or x[0] as the residual wants it, too. */
 template <int C>
-static __global__ void __launch_bounds__(STAGE_THREADS, 2)
-    stage_forward(stage_geometry g, const bf16 *__restrict__ x, const bf16 *__restrict__ weights,
-                  const float *__restrict__ scalars, bf16 *inner, unsigned char *masks, bf16 *y,
+__device__ __forceinline__ void begin_stream(const stage_geometry &g, int images, const bf16 *x, bf16 *planes,
+                                             float *) {
+    fetch_images<C, C>(g, images, images, x, planes);
+}
+
+template <int C>
+__device__ __forceinline__ void begin_stream(const stage_geometry &g, int images, const float *x,
+                                             bf16 *planes, float *exact) {
+    fetch_images<C, C>(g, images, images, x, planes, exact);
+}
+
+template <int C, typename S>
+static __global__ void __launch_bounds__(STAGE_THREADS, sizeof(S) == 2 ? 2 : 1)
+    stage_forward(stage_geometry g, const S *__restrict__ x, const bf16 *__restrict__ weights,
+                  const float *__restrict__ scalars, unsigned char *inner, unsigned char *masks, S *y,
                   int *nonfinite) {
     typedef stage_tiling<C> t;
+    constexpr bool WIDE = sizeof(S) == 4;
     TN_DYNAMIC_SHARED(unsigned char, shared);
-    const stage_layout at(g, C, 2);
+    const stage_layout at(g, C, 2, WIDE);
     bf16 *stream = reinterpret_cast<bf16 *>(shared), *branch = stream + at.plane_bytes / 2,
          *slabs = reinterpret_cast<bf16 *>(shared + at.slabs_at);
-    float *results = reinterpret_cast<float *>(shared + at.results_at) + threadIdx.x / 32 * RESULT_FLOATS;
+    float *exact = reinterpret_cast<float *>(shared + at.exact_at),
+          *results = reinterpret_cast<float *>(shared + at.results_at) + threadIdx.x / 32 * RESULT_FLOATS;
     short *pixel_of = reinterpret_cast<short *>(shared + at.pixels_at);
     const int first = blockIdx.x * g.images, images = min(g.images, g.rows - first), convs = 2 * g.blocks;
     const size_t tensor = (size_t)g.rows * g.pixels() * C, begin = (size_t)first * g.pixels() * C;
@@ -35,7 +50,7 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 2)
     clear_planes(shared, 2 * at.plane_bytes);
     find_pixels(g, images, pixel_of);
     __syncthreads();
-    fetch_images<C, C>(g, images, images, x + begin, stream);
+    begin_stream<C>(g, images, x + begin, stream, exact);
     __pipeline_commit();
 
     for (int step = 0; step < convs * t::SLABS; step++) {
@@ -56,19 +71,24 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 2)
         if (slab + 1 < t::SLABS) continue;
 
         const float c = scalars[4 * conv + 1], d = scalars[4 * conv + 2];
-        unsigned char *bits = shared + at.masks_at + conv % 2 * at.mask_bytes;
-        bf16 *output = conv % 2 ? stream : branch, *to = conv + 1 == convs ? y : inner + conv * tensor;
-        const bool residual = conv % 2, keep = inner || conv + 1 == convs;
+        unsigned char *bits = shared + at.masks_at + conv % 2 * at.mask_bytes,
+                      *kept = inner ? inner + inner_at<S>(tensor, conv) : NULL;
+        const bool join = conv % 2;
+        S *to_stream = conv + 1 == convs ? y : reinterpret_cast<S *>(kept);
+        bf16 *to_branch = reinterpret_cast<bf16 *>(kept), *output = join ? stream : branch;
         bool bad = false;
         each_result<C>(g, pixel_of, results, sums, [&](int pixel, int place, int channel, float *z) {
-            float r[8] = {};
-            if (residual) load8(stream + place, r);
+            float *const here = exact + pixel * EXACT_LD(C) + channel, r[8] = {};
+            if (join && WIDE) load8(here, r);
+            if (join && !WIDE) load8(stream + place, r);
 #pragma unroll
             for (int j = 0; j < 8; j++) z[j] += c + r[j];
             bad = bad || !all_finite8(z);
             bits[(pixel * C + channel) / 8] = (unsigned char)activate8(z, true, d);
             store8(output + place, z);
-            if (keep) store8(to + begin + pixel * C + channel, z);
+            if (join && WIDE) store8(here, z);
+            if (join && to_stream) store8(to_stream + begin + pixel * C + channel, z);
+            if (!join && to_branch) store8(to_branch + begin + pixel * C + channel, z);
         });
         raise_flag(nonfinite ? nonfinite + conv : NULL, bad);
     }
@@ -98,20 +118,20 @@ size_t tn_stage_shared(const tn_stage_shape *shape, int backward) {
     if (bad_stage(shape)) return 0;
     const stage_geometry g = geometry_of(shape, shape->images);
     if (!tiles_fit(g, shape->channels)) return 0;
-    return stage_layout(g, shape->channels, backward && shape->channels == 16 ? 3 : 2).bytes;
+    return stage_layout(g, shape->channels, backward && shape->channels == 16 ? 3 : 2, shape->wide).bytes;
 }
 
-template <int C>
+template <int C, typename S>
 static cudaError_t forward(const tn_stage_shape *s, const void *x, const void *weights, const float *scalars,
                            void *inner, uint32_t *masks, void *y, int *nonfinite, cudaStream_t stream) {
     const size_t bytes = tn_stage_shared(s, 0);
     cudaError_t error =
-        cudaFuncSetAttribute(stage_forward<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+        cudaFuncSetAttribute(stage_forward<C, S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error != cudaSuccess) return error;
-    TN_LAUNCH(stage_forward<C>, stage_grid(s), STAGE_THREADS, bytes, stream, geometry_of(s, s->images),
-              static_cast<const bf16 *>(x), static_cast<const bf16 *>(weights), scalars,
-              static_cast<bf16 *>(inner), reinterpret_cast<unsigned char *>(masks), static_cast<bf16 *>(y),
-              nonfinite);
+    TN_LAUNCH((stage_forward<C, S>), stage_grid(s), STAGE_THREADS, bytes, stream, geometry_of(s, s->images),
+              static_cast<const S *>(x), static_cast<const bf16 *>(weights), scalars,
+              static_cast<unsigned char *>(inner), reinterpret_cast<unsigned char *>(masks),
+              static_cast<S *>(y), nonfinite);
     return cudaGetLastError();
 }
 
@@ -122,8 +142,5 @@ cudaError_t tn_launch_stage_forward(const tn_stage_shape *shape, const void *x, 
     if (misaligned(x) || misaligned(weights) || misaligned(inner) || misaligned(masks) || misaligned(y))
         return cudaErrorMisalignedAddress;
     if (shape->rows == 0) return cudaSuccess;
-    return (shape->channels == 16 ? forward<16>
-            : shape->channels == 32
-                ? forward<32>
-                : forward<64>)(shape, x, weights, scalars, inner, masks, y, nonfinite, stream);
+    return TN_PICK_STAGE(forward, shape)(shape, x, weights, scalars, inner, masks, y, nonfinite, stream);
 }

@@ -11,7 +11,10 @@
  * conflict.
  *
  * Weights come in slabs of 16 input channels, [9][16][C] (TN_PACK_STAGE_FORWARD, TN_PACK_STAGE_BACKWARD),
- * which stand in shared memory with 8 unused values behind each row: no conflicts. */
+ * which stand in shared memory with 8 unused values behind each row: no conflicts.
+ *
+ * S is the storage of the stream: of x, the blocks' outputs and their gradients. Products take it rounded to
+ * bf16; where it is float32, residuals are added in float32, from pixels of C + 4 floats. */
 #ifndef TN_KERNELS_STAGE_CUH
 #define TN_KERNELS_STAGE_CUH
 
@@ -20,10 +23,11 @@
 
 #include "kernels/device.cuh"
 
-#define STAGE_WARPS   8
-#define STAGE_THREADS (32 * STAGE_WARPS)
-#define RESULT_LD     20 /* of a tile of results on its way out: no conflicts */
-#define RESULT_FLOATS (16 * RESULT_LD)
+#define STAGE_WARPS        8
+#define STAGE_THREADS      (32 * STAGE_WARPS)
+#define RESULT_LD          20 /* of a tile of results on its way out: no conflicts */
+#define RESULT_FLOATS      (16 * RESULT_LD)
+#define EXACT_LD(channels) ((channels) + 4) /* of a stream's pixels in float32: no conflicts */
 
 typedef nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> stage_sums;
 typedef nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, bf16, nvcuda::wmma::row_major>
@@ -68,11 +72,13 @@ template <int C> struct stage_tiling {
 
 /* Shared memory of a block, in bytes from its beginning. */
 struct stage_layout {
-    unsigned plane_bytes, slabs_at, results_at, sums_at, masks_at, mask_bytes, pixels_at, bytes;
+    unsigned plane_bytes, exact_at, slabs_at, results_at, sums_at, masks_at, mask_bytes, pixels_at, bytes;
 
-    __host__ __device__ stage_layout(const stage_geometry &g, int channels, int tensors) {
+    __host__ __device__ stage_layout(const stage_geometry &g, int channels, int tensors, bool exact) {
         plane_bytes = (unsigned)(g.positions * channels * 2);
-        slabs_at = (unsigned)tensors * plane_bytes;
+        exact_at = (unsigned)tensors * plane_bytes;
+        slabs_at = exact_at;
+        if (exact) slabs_at += (unsigned)(g.images * g.pixels() * EXACT_LD(channels) * 4 + 31) / 32 * 32;
         results_at = slabs_at + 2u * 9 * 16 * (unsigned)(channels + 8) * 2;
         sums_at = results_at + STAGE_WARPS * RESULT_FLOATS * 4;
         masks_at = sums_at + 2 * STAGE_WARPS * 2 * 8;
@@ -121,6 +127,25 @@ __device__ __forceinline__ void fetch_images(const stage_geometry &g, int images
         __pipeline_memcpy_async(planes + place_of(g, position_of(g, pixel), i % PIECES * 8),
                                 from + (there ? pixel * C + i % PIECES * 8 : 0), 16, there ? 0 : 16);
     }
+}
+
+/* The same from float32, at once; `exact` (or NULL) takes all channels of the images as they are. */
+template <int C, int TAKEN>
+__device__ __forceinline__ void fetch_images(const stage_geometry &g, int images, int all, const float *from,
+                                             bf16 *planes, float *exact = NULL) {
+    constexpr int PIECES = TAKEN / 8;
+    for (int i = threadIdx.x; i < all * g.pixels() * PIECES; i += STAGE_THREADS) {
+        const int pixel = i / PIECES, channel = i % PIECES * 8;
+        float v[8] = {};
+        if (pixel < images * g.pixels()) load8(from + pixel * C + channel, v);
+        store8(planes + place_of(g, position_of(g, pixel), channel), v);
+        if (exact) store8(exact + pixel * EXACT_LD(C) + channel, v);
+    }
+}
+
+/* Bytes before the output of conv `conv` among those that are kept: bf16 and S in turn. */
+template <typename S> __device__ __forceinline__ size_t inner_at(size_t tensor, int conv) {
+    return tensor * (conv / 2 * (sizeof(bf16) + sizeof(S)) + conv % 2 * sizeof(bf16));
 }
 
 template <int C> __device__ __forceinline__ void fetch_slab(const bf16 *from, bf16 *slab) {
@@ -238,10 +263,19 @@ __device__ __forceinline__ void merge_gradient(stage_sums (*sums)[3 * ROWS], flo
 
 /* ---- host ---- */
 
+/* function<channels, storage of the stream> */
+#define TN_PICK_STAGE(function, s)                                                                           \
+    ((s)->wide ? ((s)->channels == 16   ? function<16, float>                                                \
+                  : (s)->channels == 32 ? function<32, float>                                                \
+                                        : function<64, float>)                                               \
+               : ((s)->channels == 16   ? function<16, bf16>                                                 \
+                  : (s)->channels == 32 ? function<32, bf16>                                                 \
+                                        : function<64, bf16>))
+
 static inline bool bad_stage(const tn_stage_shape *s) {
     return s->rows < 0 || s->height < 1 || s->width < 1 || s->blocks < 1 || s->images < 1 ||
            (s->channels != 16 && s->channels != 32 && s->channels != 64) ||
-           s->height * s->width * s->channels % 64 ||
+           s->height * s->width * s->channels % 64 || (s->wide != 0 && s->wide != 1) ||
            too_large((size_t)s->rows * s->height * s->width, (size_t)s->channels);
 }
 

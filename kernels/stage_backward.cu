@@ -20,26 +20,41 @@
 #define GRADIENT_BLOCKS 128 /* wanted, of the second kernel */
 
 struct stage_backward_arguments {
-    const bf16 *x, *inner, *weights;
-    const unsigned char *masks;
-    bf16 *dx;
+    const void *x; /* of the stream's storage */
+    const unsigned char *inner, *masks;
+    const bf16 *weights;
+    void *dx;       /* of the stream's storage */
     bf16 *dz;       /* [conv][rows][pixels][C]; NULL with 16 channels */
     float *parts;   /* [block of threads][conv][9][C][C]; NULL with more */
     double *totals; /* [conv][2][blocks of threads] */
 };
 
+/* What conv `conv` reads: the first of a block the stream, the second what is inside. */
+template <typename S>
+__device__ __forceinline__ const S *stream_of(const stage_backward_arguments &a, int conv, size_t tensor) {
+    return static_cast<const S *>(conv ? static_cast<const void *>(a.inner + inner_at<S>(tensor, conv - 1))
+                                       : a.x);
+}
+
+template <typename S>
+__device__ __forceinline__ const bf16 *branch_of(const stage_backward_arguments &a, int conv, size_t tensor) {
+    return reinterpret_cast<const bf16 *>(a.inner + inner_at<S>(tensor, conv - 1));
+}
+
 /* What the loop over convs carries. */
-template <int C> struct backward_state {
+template <int C, typename S> struct backward_state {
+    static constexpr bool WIDE = sizeof(S) == 4;
     stage_geometry g;
     stage_layout at;
     unsigned char *shared;
     int images, convs;
     size_t tensor, begin; /* elements of a tensor, of it before the block's images */
     bf16 *outer, *branch, *input;
+    float *exact; /* WIDE: dz of the stream, beside `outer` */
     float dy_sum, dz_sum;
 
     __device__ __forceinline__ backward_state(const stage_geometry &geometry, unsigned char *memory)
-        : g(geometry), at(geometry, C, C == 16 ? 3 : 2), shared(memory) {
+        : g(geometry), at(geometry, C, C == 16 ? 3 : 2, WIDE), shared(memory) {
         const int first = blockIdx.x * g.images;
         images = min(g.images, g.rows - first);
         convs = 2 * g.blocks;
@@ -48,11 +63,14 @@ template <int C> struct backward_state {
         outer = reinterpret_cast<bf16 *>(shared);
         branch = outer + at.plane_bytes / 2;
         input = branch + at.plane_bytes / 2;
+        exact = reinterpret_cast<float *>(shared + at.exact_at);
         dy_sum = dz_sum = 0;
     }
-    /* What conv `conv` reads: that of the first is x. */
     __device__ __forceinline__ void fetch_input(const stage_backward_arguments &a, int conv) const {
-        fetch_images<C, C>(g, images, images, (conv ? a.inner + (conv - 1) * tensor : a.x) + begin, input);
+        if (conv % 2)
+            fetch_images<C, C>(g, images, images, branch_of<S>(a, conv, tensor) + begin, input);
+        else
+            fetch_images<C, C>(g, images, images, stream_of<S>(a, conv, tensor) + begin, input);
     }
     __device__ __forceinline__ unsigned char *mask_of(int conv) const {
         return shared + at.masks_at + conv % 2 * at.mask_bytes;
@@ -93,24 +111,25 @@ template <int C> struct backward_state {
 };
 
 /* dz of the last conv, from the gradients that arrive. */
-template <int C>
-__device__ __forceinline__ void begin_backward(backward_state<C> &s, const stage_backward_arguments &a,
+template <int C, typename S>
+__device__ __forceinline__ void begin_backward(backward_state<C, S> &s, const stage_backward_arguments &a,
                                                const tn_parts &dy) {
     const int last = s.convs - 1;
     for (int i = threadIdx.x; i < s.images * s.g.pixels() * (C / 8); i += STAGE_THREADS) {
         float v[8];
-        load_parts<bf16>(dy, (unsigned)s.begin + 8 * i, (unsigned)s.tensor, v);
+        load_parts<S>(dy, (unsigned)s.begin + 8 * i, (unsigned)s.tensor, v);
         s.apply_mask(a.masks[(last * s.tensor + s.begin) / 8 + i], v);
         store8(s.outer + place_of(s.g, position_of(s.g, i / (C / 8)), i % (C / 8) * 8), v);
+        if (s.WIDE) store8(s.exact + i / (C / 8) * EXACT_LD(C) + i % (C / 8) * 8, v);
         if (a.dz) store8(a.dz + last * s.tensor + s.begin + 8 * i, v);
     }
     s.add_lanes(last);
 }
 
 /* The gradient of conv `conv`'s weights, made from `input` and `dz`; over all of `results`. */
-template <int C>
-__device__ __forceinline__ void weight_gradient(const backward_state<C> &s, const stage_backward_arguments &a,
-                                                int conv, const bf16 *dz) {
+template <int C, typename S>
+__device__ __forceinline__ void weight_gradient(const backward_state<C, S> &s,
+                                                const stage_backward_arguments &a, int conv, const bf16 *dz) {
     stage_sums sums[1][9];
     float *results = reinterpret_cast<float *>(s.shared + s.at.results_at);
 #pragma unroll
@@ -120,13 +139,13 @@ __device__ __forceinline__ void weight_gradient(const backward_state<C> &s, cons
                             a.parts + ((size_t)blockIdx.x * s.convs + conv) * 9 * C * C);
 }
 
-template <int C>
+template <int C, typename S>
 static __global__ void __launch_bounds__(STAGE_THREADS, 1)
     stage_backward(stage_geometry g, stage_backward_arguments a, tn_parts dy) {
     typedef stage_tiling<C> t;
     constexpr bool WEIGHTS = C == 16;
     TN_DYNAMIC_SHARED(unsigned char, shared);
-    backward_state<C> s(g, shared);
+    backward_state<C, S> s(g, shared);
     bf16 *slabs = reinterpret_cast<bf16 *>(shared + s.at.slabs_at);
     float *results = reinterpret_cast<float *>(shared + s.at.results_at) + threadIdx.x / 32 * RESULT_FLOATS;
     short *pixel_of = reinterpret_cast<short *>(shared + s.at.pixels_at);
@@ -140,7 +159,7 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 1)
     __syncthreads();
     if (WEIGHTS) s.fetch_input(a, last);
     __pipeline_commit();
-    begin_backward<C>(s, a, dy);
+    begin_backward<C, S>(s, a, dy);
 
     for (int step = 0; step < s.convs * t::SLABS; step++) {
         const int conv = last - step / t::SLABS, slab = step % t::SLABS;
@@ -148,7 +167,7 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 1)
         __pipeline_wait_prior(0);
         __syncthreads(); /* what was fetched is there, and all results of the step before */
         if (slab == 0) s.write_total(conv, a.totals);
-        if constexpr (WEIGHTS) weight_gradient<C>(s, a, conv, dz);
+        if constexpr (WEIGHTS) weight_gradient<C, S>(s, a, conv, dz);
         const int next = (slab + 1 < t::SLABS ? conv : conv - 1) * t::SLABS + (slab + 1) % t::SLABS;
         if (next >= 0)
             fetch_slab<C>(a.weights + (size_t)next * t::SLAB_READ, slabs + (step + 1) % 2 * t::SLAB);
@@ -161,18 +180,23 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 1)
 
         bf16 *output = conv % 2 ? s.branch : s.outer;
         const unsigned char *bits = s.mask_of(conv - 1);
-        bf16 *to = conv == 0 ? a.dx : a.dz ? a.dz + (conv - 1) * s.tensor : NULL;
+        bf16 *to = conv > 0 && a.dz ? a.dz + (conv - 1) * s.tensor : NULL;
+        S *dx = static_cast<S *>(a.dx);
+        const bool joins =
+            conv % 2 == 0; /* makes the gradient of the stream, of which `outer` holds a part */
         each_result<C>(g, pixel_of, results, sums, [&](int pixel, int place, int channel, float *v) {
-            if (conv % 2 == 0) {
-                float r[8];
-                load8(s.outer + place, r);
+            float *const here = s.exact + pixel * EXACT_LD(C) + channel, r[8] = {};
+            if (joins && s.WIDE) load8(here, r);
+            if (joins && !s.WIDE) load8(s.outer + place, r);
 #pragma unroll
-                for (int j = 0; j < 8; j++) v[j] += r[j];
+            for (int j = 0; j < 8; j++) v[j] += r[j];
+            if (conv == 0) {
+                store8(dx + s.begin + pixel * C + channel, v);
+                return;
             }
-            if (conv > 0) {
-                s.apply_mask(bits[(pixel * C + channel) / 8], v);
-                store8(output + place, v);
-            }
+            s.apply_mask(bits[(pixel * C + channel) / 8], v);
+            store8(output + place, v);
+            if (joins && s.WIDE) store8(here, v);
             if (to) store8(to + s.begin + pixel * C + channel, v);
         });
         if (conv > 0) s.add_lanes(conv - 1);
@@ -183,10 +207,9 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 1)
 
 /* Block (conv, tile, part): row tile % 3 of taps, 16 inputs, 32 outputs, images [part * share, (part + 1) *
  * share), g.images at a time, into parts[part][conv][9][C][C]. */
-template <int C>
+template <int C, typename S>
 static __global__ void __launch_bounds__(STAGE_THREADS, 2)
-    stage_weight_gradient(stage_geometry g, int share, const bf16 *__restrict__ x,
-                          const bf16 *__restrict__ inner, const bf16 *__restrict__ dz,
+    stage_weight_gradient(stage_geometry g, int share, stage_backward_arguments a,
                           float *__restrict__ parts) {
     TN_DYNAMIC_SHARED(unsigned char, shared);
     const int conv = blockIdx.x, kh = blockIdx.y % 3, in0 = blockIdx.y / 3 % (C / 16) * 16,
@@ -195,8 +218,7 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 2)
     const size_t image = (size_t)g.pixels() * C, tensor = (size_t)g.rows * image;
     bf16 *memory = reinterpret_cast<bf16 *>(shared); /* [2][x, two of dz] */
     float *results = reinterpret_cast<float *>(memory + 6 * plane);
-    const bf16 *from = (conv ? inner + (conv - 1) * tensor : x) + in0;
-    dz += conv * tensor + out0;
+    const bf16 *dz = a.dz + conv * tensor + out0;
     stage_sums sums[2][3];
 #pragma unroll
     for (int k = 0; k < 6; k++) nvcuda::wmma::fill_fragment(sums[k / 3][k % 3], 0.0f);
@@ -208,8 +230,13 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 2)
         const int next = row + g.images;
         if (next < end) {
             bf16 *to = memory + (k + 1) % 2 * 3 * plane;
-            fetch_images<C, 16>(g, min(g.images, end - next), g.images, from + next * image, to);
-            fetch_images<C, 32>(g, min(g.images, end - next), g.images, dz + next * image, to + plane);
+            const int images = min(g.images, end - next);
+            const size_t at = next * image;
+            if (conv % 2)
+                fetch_images<C, 16>(g, images, g.images, branch_of<S>(a, conv, tensor) + at + in0, to);
+            else
+                fetch_images<C, 16>(g, images, g.images, stream_of<S>(a, conv, tensor) + at + in0, to);
+            fetch_images<C, 32>(g, images, g.images, dz + at, to + plane);
         }
         __pipeline_commit();
         if (k < 0) continue;
@@ -290,41 +317,40 @@ size_t tn_stage_workspace(const tn_stage_shape *shape) {
            (size_t)4 * shape->blocks * stage_grid(shape) * sizeof(double);
 }
 
-template <int C>
+template <int C, typename S>
 static cudaError_t multiply_gradients(const tn_stage_shape *s, const stage_backward_arguments &a,
                                       float *parts, cudaStream_t stream) {
     const stage_geometry g = geometry_of(s, images_at_once(s));
     const size_t bytes =
         (size_t)6 * g.positions * 16 * sizeof(bf16) + STAGE_WARPS * RESULT_FLOATS * sizeof(float);
     const dim3 grid(2u * (unsigned)s->blocks, (unsigned)weight_blocks(s), (unsigned)part_count(s));
-    cudaError_t error = cudaFuncSetAttribute(stage_weight_gradient<C>,
+    cudaError_t error = cudaFuncSetAttribute(stage_weight_gradient<C, S>,
                                              cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error != cudaSuccess) return error;
-    TN_LAUNCH(stage_weight_gradient<C>, grid, STAGE_THREADS, bytes, stream, g, share_of(s), a.x, a.inner,
-              a.dz, parts);
+    TN_LAUNCH((stage_weight_gradient<C, S>), grid, STAGE_THREADS, bytes, stream, g, share_of(s), a, parts);
     return cudaGetLastError();
 }
 
-template <int C>
+template <int C, typename S>
 static cudaError_t backward(const tn_stage_shape *s, const tn_stage_gradient &b, unsigned char *workspace,
                             cudaStream_t stream) {
     const size_t bytes = tn_stage_shared(s, 1);
     float *parts = reinterpret_cast<float *>(workspace + dz_bytes(s));
-    stage_backward_arguments a = {static_cast<const bf16 *>(b.x),
-                                  static_cast<const bf16 *>(b.inner),
-                                  static_cast<const bf16 *>(b.weights),
+    stage_backward_arguments a = {b.x,
+                                  static_cast<const unsigned char *>(b.inner),
                                   reinterpret_cast<const unsigned char *>(b.masks),
-                                  static_cast<bf16 *>(b.dx),
+                                  static_cast<const bf16 *>(b.weights),
+                                  b.dx,
                                   C == 16 ? NULL : reinterpret_cast<bf16 *>(workspace),
                                   C == 16 ? parts : NULL,
                                   reinterpret_cast<double *>(workspace + dz_bytes(s) + parts_bytes(s))};
     cudaError_t error =
-        cudaFuncSetAttribute(stage_backward<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+        cudaFuncSetAttribute(stage_backward<C, S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error != cudaSuccess) return error;
-    TN_LAUNCH(stage_backward<C>, stage_grid(s), STAGE_THREADS, bytes, stream, geometry_of(s, s->images), a,
-              b.dy);
+    TN_LAUNCH((stage_backward<C, S>), stage_grid(s), STAGE_THREADS, bytes, stream, geometry_of(s, s->images),
+              a, b.dy);
     if constexpr (C != 16) {
-        error = multiply_gradients<C>(s, a, parts, stream);
+        error = multiply_gradients<C, S>(s, a, parts, stream);
         if (error != cudaSuccess) return error;
     }
     TN_LAUNCH(add_stage_parts, dim3(C * C / 32 + 1, 2u * (unsigned)s->blocks), 9 * 32, 0, stream,
@@ -343,7 +369,5 @@ cudaError_t tn_launch_stage_backward(const tn_stage_shape *shape, tn_stage_gradi
         misaligned(workspace))
         return cudaErrorMisalignedAddress;
     unsigned char *memory = static_cast<unsigned char *>(workspace);
-    return (shape->channels == 16   ? backward<16>
-            : shape->channels == 32 ? backward<32>
-                                    : backward<64>)(shape, gradient, memory, stream);
+    return TN_PICK_STAGE(backward, shape)(shape, gradient, memory, stream);
 }

@@ -164,7 +164,8 @@ typedef struct tn_backend_ops {
     tn_status (*finish_all)(tn_backend *backend);
     /* How many nodes from `node` on this backend computes as one operation, a span, on chunks of chunk_rows
      * images; 1: the node alone. NULL: always. Of a span only the last output is read by nodes outside, and
-     * only the first node's input comes from there; all outputs have that input's shape and storage. */
+     * only the first node's input comes from there; all
+     * outputs have that input's shape. */
     int (*span)(const tn_backend *backend, const tn_model *model, int node, int chunk_rows);
     /* Plans a span from the plans of all nodes, of which its own nodes' are from then on only looked at. Its
      * head names the first node. */

@@ -22,14 +22,12 @@ const tn_cuda_arch *tn_cuda_arch_named(const char *name) {
 /* A residual block is two 3x3 convolutions of stride 1 between which nothing else happens, with ReLU behind
  * both and the block's input as residual of the second; its scalars may be any. Blocks follow each other for
  * as long as each reads only the one before. */
-static bool is_plain_conv(tn_precision precision, const tn_model *m, const tn_node *node) {
+static bool is_plain_conv(const tn_model *m, const tn_node *node) {
     if (node->kind != TN_NODE_CONV || node->kernel != 3 || node->stride != 1 || node->padding != 1)
         return false;
     return node->relu && node->bias < 0 && node->input > 0 &&
            m->tensors[node->input].shape.channels == m->tensors[node->output].shape.channels &&
-           m->params[node->weight].group == TN_GROUP_WEIGHTS &&
-           tn_cuda_store_of(precision, m, node->input) == TN_STORE_BF16 &&
-           tn_cuda_store_of(precision, m, node->output) == TN_STORE_BF16;
+           m->params[node->weight].group == TN_GROUP_WEIGHTS;
 }
 
 static int readers(const tn_model *m, int tensor) {
@@ -47,9 +45,11 @@ static bool weights_follow(const tn_model *m, const tn_node *a, const tn_node *b
 
 static bool is_block(tn_precision precision, const tn_model *m, int node) {
     const tn_node *inner = &m->nodes[node], *join = inner + 1;
-    return node + 1 < m->node_count && is_plain_conv(precision, m, inner) && inner->residual < 0 &&
-           is_plain_conv(precision, m, join) && join->input == inner->output &&
-           join->residual == inner->input && weights_follow(m, inner, join) && readers(m, inner->output) == 1;
+    return node + 1 < m->node_count && is_plain_conv(m, inner) && inner->residual < 0 &&
+           is_plain_conv(m, join) && join->input == inner->output && join->residual == inner->input &&
+           weights_follow(m, inner, join) && readers(m, inner->output) == 1 &&
+           tn_cuda_store_of(precision, m, inner->output) == TN_STORE_BF16 &&
+           tn_cuda_store_of(precision, m, inner->input) == tn_cuda_store_of(precision, m, join->output);
 }
 
 static int blocks_from(tn_precision precision, const tn_model *m, int node) {
@@ -64,10 +64,16 @@ static int blocks_from(tn_precision precision, const tn_model *m, int node) {
     return blocks;
 }
 
-tn_stage_shape tn_cuda_stage_shape(const tn_model *m, int node, int rows, int blocks) {
-    tn_shape in = m->tensors[m->nodes[node].input].shape;
-    tn_stage_shape s = {
-        .rows = rows, .height = in.height, .width = in.width, .channels = in.channels, .blocks = blocks};
+tn_stage_shape tn_cuda_stage_shape(tn_precision precision, const tn_model *m, int node, int rows,
+                                   int blocks) {
+    const int x = m->nodes[node].input;
+    const tn_shape in = m->tensors[x].shape;
+    tn_stage_shape s = {.rows = rows,
+                        .height = in.height,
+                        .width = in.width,
+                        .channels = in.channels,
+                        .blocks = blocks,
+                        .wide = tn_cuda_store_of(precision, m, x) == TN_STORE_F32};
     s.images = tn_stage_images(&s);
     return s;
 }
@@ -94,11 +100,13 @@ static void add_kernels(const tn_cuda_arch *arch, tn_cuda_cost *cost, double byt
     cost->seconds += larger(bytes / arch->bytes_per_second, flops / rate) + launches * arch->launch_seconds;
 }
 
-/* Forward and backward of tn_launch_stage_*; bytes in units of one activation. */
+/* Forward and backward of tn_launch_stage_*; `unit`, `stream`: bytes of an activation inside of blocks and
+ * between them. */
 static tn_cuda_cost stage_cost(const tn_cuda_arch *arch, const tn_stage_shape *s) {
     tn_cuda_cost cost = {0};
     const double pixels = (double)s->rows * s->height * s->width, convs = 2.0 * s->blocks,
-                 unit = pixels * s->channels * 2, masks = convs * unit / 16,
+                 unit = pixels * s->channels * 2, stream = s->wide ? 2 * unit : unit,
+                 kept = s->blocks * (unit + stream), masks = convs * unit / 16,
                  products = 2 * pixels * 9 * s->channels * s->channels * convs,
                  weights = convs * 9 * s->channels * s->channels * 2;
     /* Computed positions that are no pixels, and multiprocessors that wait for the others' last images. */
@@ -108,13 +116,13 @@ static tn_cuda_cost stage_cost(const tn_cuda_arch *arch, const tn_stage_shape *s
                          arch->multiprocessors / grid;
     const double rate = arch->flops[TN_PRECISION_BF16] * arch->wmma_share / waste;
     const bool inside = s->channels == 16; /* where the weight gradient is made */
-    add_kernels(arch, &cost, unit * (1 + convs) + masks + weights, products, rate, 1);
+    add_kernels(arch, &cost, stream + kept + masks + weights, products, rate, 1);
     const double parts = (double)tn_stage_workspace(s) - (inside ? 0 : convs * unit);
     if (inside) {
-        add_kernels(arch, &cost, unit * (2 + convs) + masks + weights + parts, 2 * products, rate, 1);
+        add_kernels(arch, &cost, 2 * stream + kept + masks + weights + parts, 2 * products, rate, 1);
     } else {
-        add_kernels(arch, &cost, unit * (2 + convs) + masks + weights, products, rate, 1);
-        add_kernels(arch, &cost, unit * 2 * convs + parts, products,
+        add_kernels(arch, &cost, 2 * stream + convs * unit + masks + weights, products, rate, 1);
+        add_kernels(arch, &cost, kept + convs * unit + parts, products,
                     arch->flops[TN_PRECISION_BF16] * arch->wmma_share, 1);
     }
     add_kernels(arch, &cost, parts + 2 * weights, 0, 1, 1);
@@ -224,7 +232,8 @@ tn_cuda_choice tn_cuda_choose(const tn_cuda_arch *arch, tn_precision precision, 
                               int rows) {
     const int blocks = precision == TN_PRECISION_BF16 ? blocks_from(precision, m, node) : 0;
     tn_cuda_choice c = choose_alone(arch, precision, m, node, rows);
-    const tn_stage_shape stage = blocks ? tn_cuda_stage_shape(m, node, rows, blocks) : (tn_stage_shape){0};
+    const tn_stage_shape stage =
+        blocks ? tn_cuda_stage_shape(precision, m, node, rows, blocks) : (tn_stage_shape){0};
     if (blocks == 0 || !stage_fits(arch, &stage)) return c;
     tn_stage_shape block = stage;
     block.blocks = 1;

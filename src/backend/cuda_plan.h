@@ -58,7 +58,8 @@ tn_cuda_choice tn_cuda_choose(const tn_cuda_arch *arch, tn_precision precision, 
 /* Nodes that run as one operation from `node` on: of a stage, of one block, or 1. */
 int tn_cuda_choice_span(const tn_cuda_choice *choice);
 /* The residual blocks from `node` on as the kernels take them; `images` is set. */
-tn_stage_shape tn_cuda_stage_shape(const tn_model *model, int node, int rows, int blocks);
+tn_stage_shape tn_cuda_stage_shape(tn_precision precision, const tn_model *model, int node, int rows,
+                                   int blocks);
 
 /* The choices for a whole model as a table; TN_ERR_USAGE for an unknown architecture. */
 tn_status tn_cuda_explain(const tn_model *model, tn_precision precision, const char *arch, int rows,

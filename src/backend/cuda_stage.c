@@ -71,7 +71,8 @@ tn_status tn_cuda_span_plan(tn_backend *backend, const tn_model *model, int node
     TN_TRY(tn_alloc(&plan, 1, sizeof *plan, "stage plan"));
     *plan = (stage_plan){.head = {.model = model, .node = &model->nodes[node]},
                          .cuda = tn_cuda_of(backend),
-                         .shape = tn_cuda_stage_shape(model, node, first->rows, count / 2),
+                         .shape =
+                             tn_cuda_stage_shape(first->cuda->precision, model, node, first->rows, count / 2),
                          .training = training};
     tn_status status = allocate(plan, chunks, plans);
     if (status != TN_OK) {

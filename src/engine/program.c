@@ -206,7 +206,8 @@ static tn_status forward_span(compiler *c, int first, int count) {
     step.x = c->activations[nodes[0].input];
     if (c->config->training) {
         TN_TRY(new_buffer(c, nodes[0].output, &step.inner));
-        c->program->buffers[step.inner].bytes *= (size_t)count - 1;
+        for (int i = 1; i < count - 1; i++)
+            c->program->buffers[step.inner].bytes += tensor_bytes(c, nodes[i].output);
         c->activations[nodes[0].output] = step.inner;
     }
     TN_TRY(new_buffer(c, nodes[count - 1].output, &step.y));

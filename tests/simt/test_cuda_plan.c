@@ -38,7 +38,7 @@ static int staged(const tn_cuda_arch *arch, tn_precision precision, const tn_mod
 }
 
 /* All residual blocks but the two that change the shape, two convolutions each, wherever blocks are without
- * norms and the stream is bf16. */
+ * norms and whatever the stream's storage. */
 static void test_stages(void **unused) {
     static const struct {
         const char *model, *variant;
@@ -48,7 +48,7 @@ static void test_stages(void **unused) {
         {"resnet20", "tau", TN_PRECISION_BF16, 14, 3},     {"resnet110", "tau", TN_PRECISION_BF16, 104, 3},
         {"resnet110", "fixup", TN_PRECISION_BF16, 104, 3}, {"resnet8", "plain", TN_PRECISION_BF16, 2, 1},
         {"resnet20", "tau", TN_PRECISION_FP32, 0, 0},      {"resnet20", "bn-tau", TN_PRECISION_BF16, 0, 0},
-        {"resnet1202", "tau", TN_PRECISION_BF16, 0, 0},    {"resnet18", "tau", TN_PRECISION_BF16, 4, 1},
+        {"resnet1202", "tau", TN_PRECISION_BF16, 1196, 3}, {"resnet18", "tau", TN_PRECISION_BF16, 4, 1},
     };
     (void)unused;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
@@ -56,7 +56,9 @@ static void test_stages(void **unused) {
             tn_model *m = network(cases[i].model, cases[i].variant);
             int stages, nodes = staged(tn_cuda_arch_named(a ? "sm_90" : "sm_80"), cases[i].precision, m, 128,
                                        &stages);
-            if (nodes != cases[i].nodes || stages != cases[i].stages)
+            /* A stream in float32 at 32x32 is too large for an A100. */
+            bool smaller = !a && !strcmp(cases[i].model, "resnet1202");
+            if (nodes != cases[i].nodes - 400 * smaller || stages != cases[i].stages - smaller)
                 fail_msg("%s %s: %d nodes in %d stages", cases[i].model, cases[i].variant, nodes, stages);
             tn_model_free(m);
         }
