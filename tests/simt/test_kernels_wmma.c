@@ -228,7 +228,7 @@ static const wmma_case cases[] = {
     {1, 4, 5, 48, 48, 1, .relu = true, .gated = true},
     {1, 14, 14, 16, 16, 2, .relu = true, .c = true, .gated = true},
     {2, 9, 10, 16, 32, 2, .relu = true, .d = true, .gated = true},
-    {3, 7, 8, 32, 64, 2, .relu = true, .r = true, .bias = true, .gated = true},
+    {3, 7, 7, 32, 64, 2, .relu = true, .r = true, .bias = true, .gated = true},
     {2, 5, 6, 80, 144, 2, .relu = true, .gated = true},
     /* more tiles than blocks */
     {600, 1, 3, 16, 16, 1, .relu = true, .gated = true},
