@@ -13,7 +13,8 @@
 #include "tests/simt/counted_step.h"
 
 #define ROWS       128
-#define BLOCKS_RUN 4
+#define BLOCKS_RUN 4  /* of each launch */
+#define MIXED_RUN  16 /* where blocks of a launch do different things: both gradients of a conv */
 #define STAGE      18 /* blocks of a stage of ResNet-110 */
 
 typedef struct block_shape {
@@ -209,10 +210,12 @@ static void separate_convs(block_shape b, double backward, reached now) {
      */
     tn_gate inner = {.mask = masks, .sums = scalars + 4},
             outer = {.r = y, .mask = second.mask, .sums = scalars + 6};
+    simt_sample(MIXED_RUN);
     begin();
     backward_of(&s, a, y, w, inner, dz, workspace, sum_space, grads);
     backward_of(&s, x, dz, w, outer, dx, workspace, sum_space, grads);
     judge("two convs backward", b, least_backward(b), backward, now);
+    simt_sample(BLOCKS_RUN);
     void *all[] = {x, a, y, dz, dx, w, workspace, sum_space, masks, scalars, grads};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) ok(cudaFree(all[i]), "cudaFree");
 }
