@@ -199,7 +199,7 @@ static extremes without_tau(const judgement *s, const tn_norm_series *like) {
 
 static tn_status judge_epochs(const judgement *s, const extremes *e, const char *when) {
     const tn_norm_series *v = e->last;
-    char claim[200];
+    char claim[256];
     tn_string text = {0};
     tn_status status = describe(v, &text);
     if (status == TN_OK && !strcmp(v->variant, "bn")) {

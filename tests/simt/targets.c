@@ -245,7 +245,7 @@ int main(void) {
     if (!simt_is_instrumented()) return 2;
     simt_sample(BLOCKS_RUN);
     static const reached block[] = {{0}, {2.01, 0}, {2.1, 0}}, whole_stage[] = {{0}, {1.58, 0}, {1.7, 0}},
-                         convs[] = {{0}, {0}, {0, 4.6}};
+                         convs[] = {{0, 0}, {0, 0}, {0, 4.6}};
     for (int i = 0; i < 3; i++) {
         stage(shapes[i], 1, 1.15, 1.35, block[i]);
         stage(shapes[i], STAGE, 0.75, 1.35, whole_stage[i]);

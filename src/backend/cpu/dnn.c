@@ -260,6 +260,30 @@ static tn_status check_headroom(void) {
     return TN_OK;
 }
 
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+/* The code of oneDNN's matrix products is generated when they first run: here, while there is room for it. */
+static tn_status run_linear(const tn_dnn_shape *s, const tn_dnn_conv *c) {
+    const tn_dnn_kernel *kernels[] = {&c->forward, &c->backward_data, &c->backward_weights};
+    size_t scratch = 0, y = (size_t)s->rows * (size_t)s->out_channels,
+           x = (size_t)s->rows * (size_t)s->in_channels * (size_t)s->in_height * (size_t)s->in_width,
+           w = larger(c->forward_weight_floats, larger(c->backward_weight_floats, c->grad_floats));
+    for (int i = 0; i < 3; i++) scratch = larger(scratch, kernels[i]->scratch_bytes / sizeof(float) + 1);
+    float *at;
+    TN_TRY(tn_alloc(&at, x + w + y + (size_t)s->out_channels + scratch, sizeof *at, "planning"));
+    float *weights = at + x, *out = weights + w, *bias = out + y, *rest = bias + s->out_channels;
+    const void *forward[] = {at, weights, s->bias ? bias : out, s->bias ? out : rest, rest},
+               *data[] = {out, weights, at, rest}, *gradient[] = {at, out, weights, rest};
+    const void *const *operands[] = {forward, data, gradient};
+    tn_status status = TN_OK;
+    for (int i = 0; i < 3 && status == TN_OK; i++)
+        if (kernels[i]->primitive) status = tn_dnn_run(kernels[i], 0, operands[i]);
+    tn_free(at);
+    return status;
+}
+
 tn_status tn_dnn_conv_plan(const tn_dnn_shape *shape, int workers, tn_dnn_conv *out) {
     memset(out, 0, sizeof *out);
     TN_TRY(check_headroom());
@@ -270,6 +294,7 @@ tn_status tn_dnn_conv_plan(const tn_dnn_shape *shape, int workers, tn_dnn_conv *
     omp_set_num_threads(1);
     planner p = {.shape = shape, .workers = workers, .spatial = shape->linear ? 0 : 2};
     tn_status status = plan_all(&p, out);
+    if (status == TN_OK && shape->linear) status = run_linear(shape, out);
     omp_set_num_threads(threads);
     if (p.forward) dnnl_primitive_desc_destroy(p.forward);
     if (p.data) dnnl_primitive_desc_destroy(p.data);
