@@ -176,20 +176,34 @@ cudaError_t tn_launch_norm_load(int channels, const float *gamma, const float *b
 
 /* ---- apply ---- */
 
+/* values[] of eight successive channels from c on, the first following the last. */
+__device__ __forceinline__ void load_channels(const float *__restrict__ values, unsigned c, unsigned channels,
+                                              float v[8]) {
+    if (channels % 8 == 0 && reinterpret_cast<size_t>(values) % 16 == 0) {
+        load8(values + c, v);
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        v[j] = values[c];
+        if (++c == channels) c = 0;
+    }
+}
+
 template <typename X, typename Y>
 static __global__ void __launch_bounds__(THREADS) apply_kernel(unsigned count, unsigned channels, const X *x,
                                                                tn_norm_vectors vectors, tn_epilogue e, Y *y) {
     const unsigned group = blockIdx.x * THREADS + threadIdx.x, i = group * 8;
     if (i >= count) return;
-    float z[8], r[8] = {};
+    float z[8], r[8] = {}, mean[8], factor[8], shift[8];
     load_group(x, i, count, z);
     if (e.r) load_group(static_cast<const Y *>(e.r), i, count, r);
-    unsigned c = i % channels;
+    load_channels(vectors.mean, i % channels, channels, mean);
+    load_channels(vectors.factor, i % channels, channels, factor);
+    load_channels(vectors.shift, i % channels, channels, shift);
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-        if (i + j < count) z[j] = (z[j] - vectors.mean[c]) * vectors.factor[c] + vectors.shift[c] + r[j];
-        if (++c == channels) c = 0;
-    }
+    for (int j = 0; j < 8; j++)
+        if (i + j < count) z[j] = (z[j] - mean[j]) * factor[j] + shift[j] + r[j];
     raise_flag(e.nonfinite, !all_finite8(z));
     const unsigned bits = activate8(z, e.relu != 0, 0.0f);
     if (e.mask) store_mask(e.mask, group, bits);
@@ -302,15 +316,16 @@ static __global__ void __launch_bounds__(THREADS)
                     const float *__restrict__ slopes, const Y *dz, X *dx) {
     const unsigned i = (blockIdx.x * THREADS + threadIdx.x) * 8;
     if (i >= count) return;
-    float v[8], g[8];
+    const unsigned c = i % channels;
+    float v[8], g[8], mean[8], factor[8], slope[8], slope_x[8];
     load_group(x, i, count, v);
     load_group(dz, i, count, g);
-    unsigned c = i % channels;
+    load_channels(vectors.mean, c, channels, mean);
+    load_channels(vectors.factor, c, channels, factor);
+    load_channels(slopes, c, channels, slope);
+    load_channels(slopes + channels, c, channels, slope_x);
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-        v[j] = vectors.factor[c] * (g[j] - slopes[c] - (v[j] - vectors.mean[c]) * slopes[channels + c]);
-        if (++c == channels) c = 0;
-    }
+    for (int j = 0; j < 8; j++) v[j] = factor[j] * (g[j] - slope[j] - (v[j] - mean[j]) * slope_x[j]);
     store_group(dx, i, count, v);
 }
 

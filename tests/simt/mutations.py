@@ -196,8 +196,9 @@ MUTATIONS = [
     (NORM, "load_mask(mask, i / 8) >> i % 8 & 1", "load_mask(mask, i / 8) >> i % 4 & 1", "reduce: the mask's bit",
      "kernels_norm"),
     (NORM, "variance * count / (count - 1)", "variance", "the running variance is biased", "kernels_norm"),
-    (NORM, "(v[j] - vectors.mean[c]) * slopes[channels + c]", "(v[j] - vectors.mean[c]) * slopes[c]",
-     "backward: the wrong slope", "kernels_norm"),
+    (NORM, "(v[j] - mean[j]) * slope_x[j]", "(v[j] - mean[j]) * slope[j]", "backward: the wrong slope", "kernels_norm"),
+    (NORM, "        v[j] = values[c];\n        if (++c == channels) c = 0;\n", "        v[j] = values[c];\n        ++c;\n",
+     "channels do not wrap around", "kernels_norm"),
     (NORM, "if (threadIdx.x >= lanes || channel >= channels) return;\n    partial[((size_t)blockIdx.x * 2) * channels "
      "+ channel] = sum;\n    partial[((size_t)blockIdx.x * 2 + 1) * channels + channel] = square;",
      "if (threadIdx.x >= lanes) return;\n    partial[((size_t)blockIdx.x * 2) * channels + channel] = sum;\n"
