@@ -10,7 +10,9 @@
 
 #include "base/memory.h"
 
-#define HEADROOM (16 << 20) /* bytes */
+/* MiB for generated code: of a primitive, of all matrix products. */
+#define HEADROOM          16
+#define HEADROOM_PRODUCTS 64
 
 /* One engine and one stream for the process: both are immutable handles here, as the primitives run on the
  * calling thread. */
@@ -250,13 +252,14 @@ static tn_status plan_all(planner *p, tn_dnn_conv *out) {
 }
 
 /* oneDNN 2.6 crashes when memory for generated code runs out inside it: see that there is enough before. */
-static tn_status check_headroom(void) {
-    void *room = mmap(NULL, HEADROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+static tn_status check_headroom(int mebibytes) {
+    size_t bytes = (size_t)mebibytes << 20;
+    void *room = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (room == MAP_FAILED)
         return tn_fail(TN_ERR_MEMORY,
                        "out of memory: less than %d MiB left for generated code, with %.1f MiB in use",
-                       HEADROOM >> 20, (double)tn_memory_in_use() / 1048576.0);
-    munmap(room, HEADROOM);
+                       mebibytes, (double)tn_memory_in_use() / 1048576.0);
+    munmap(room, bytes);
     return TN_OK;
 }
 
@@ -286,7 +289,7 @@ static tn_status run_linear(const tn_dnn_shape *s, const tn_dnn_conv *c) {
 
 tn_status tn_dnn_conv_plan(const tn_dnn_shape *shape, int workers, tn_dnn_conv *out) {
     memset(out, 0, sizeof *out);
-    TN_TRY(check_headroom());
+    TN_TRY(check_headroom(shape->linear ? HEADROOM_PRODUCTS : HEADROOM));
     pthread_once(&once, open_once);
     TN_TRY(check(once_status, "opening the CPU engine"));
     /* Implementations are chosen for the thread count seen while planning. */
