@@ -150,8 +150,9 @@ class Ranks(Case):
 
     def lose(self, kill, words, within, *more):
         """Kills rank 1 of 3 in a run; a line about it comes `within` seconds, and all end soon after."""
-        process = mpirun((3, [], self.command("--data", "synthetic:3x16x16:4:1500", *more)))
+        process = mpirun((3, [], self.command("--data", "synthetic:3x16x16:4:30000", *more)))
         self.wait_for_step(process, 3)
+        time.sleep(1)  # until the ranks have told each other where they are
         pids = rank_processes(process)
         self.assertEqual(sorted(pids), [0, 1, 2])
         begun = time.monotonic()
