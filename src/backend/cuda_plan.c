@@ -173,10 +173,11 @@ static void add_epilogue_backward(const tn_cuda_arch *arch, const node_facts *f,
 
 static tn_cuda_cost conv_cost(const tn_cuda_arch *arch, const node_facts *f) {
     tn_cuda_cost cost = {0};
-    const double residual = f->node->residual >= 0 ? f->y : 0, rate = arch->float_flops;
+    const double residual = f->node->residual >= 0 ? f->y : 0, rate = arch->float_flops,
+                 weights = 9.0 * f->shape.in_channels * f->shape.out_channels;
     add_kernels(arch, &cost, f->x + f->y + residual + f->mask, f->products, rate, 1);
     add_epilogue_backward(arch, f, &cost);
-    add_kernels(arch, &cost, f->x + f->y + 2 * (double)tn_conv3x3_workspace(&f->shape), f->products, rate, 2);
+    add_kernels(arch, &cost, f->x + f->y + 8 * tn_conv3x3_parts(&f->shape) * weights, f->products, rate, 2);
     if (f->node->input > 0) add_kernels(arch, &cost, f->x + f->y, f->products, rate, 1);
     return cost;
 }

@@ -19,6 +19,10 @@ static void shape_free(tn_plan *head) {
     tn_free(plan);
 }
 
+static tn_merge_item sums_of(const shape_plan *plan, const tn_flat *flat) {
+    return tn_cuda_sums_item(&plan->base.head, flat, tn_epilogue_sum_parts(plan->elements));
+}
+
 static tn_status shape_plan_make(tn_backend *backend, const tn_model *model, int index, int chunk_rows,
                                  int chunks, bool training, tn_plan **out) {
     shape_plan *plan;
@@ -37,8 +41,7 @@ static tn_status shape_plan_make(tn_backend *backend, const tn_model *model, int
                                   .padding = node->padding};
     plan->needs_sums = node->term_count > 0 || node->carry >= 0;
     plan->elements = (size_t)chunk_rows * tn_cuda_floats(b->out);
-    /* Sums of this chunk, when it is not the first, and room to make them. */
-    if (training) plan->base.head.scratch_bytes = TN_SUM_WORKSPACE + 2 * sizeof(float);
+    if (training && plan->needs_sums) tn_cuda_expect_parts(&plan->base.need, sums_of(plan, NULL));
     memcpy(plan->base.head.implementation[0], "fused", 6);
     tn_status status = TN_OK;
     if (node->kind == TN_NODE_MAXPOOL && training) {
@@ -56,15 +59,15 @@ static tn_status shape_plan_make(tn_backend *backend, const tn_model *model, int
 /* dL/dy in one buffer, and the node's own sums. */
 static tn_status output_gradient(const shape_plan *plan, const tn_args *a, const float **dy) {
     tn_cuda *cuda = plan->base.cuda;
-    const tn_plan *head = &plan->base.head;
-    float *sums = a->flat->sums + 3 * (head->node - head->model->nodes),
-          *made = a->chunk ? (float *)(void *)((char *)a->scratch + TN_SUM_WORKSPACE) : sums;
+    double *sums = NULL;
     *dy = a->dy[0];
     if (a->dy_count == 1 && !plan->needs_sums) return TN_OK;
     *dy = a->dz;
+    TN_TRY(tn_cuda_open_parts(cuda, a, &plan->base.need));
+    if (plan->needs_sums) sums = tn_cuda_leave_parts(cuda, sums_of(plan, a->flat));
     TN_CUDA(tn_launch_epilogue_backward(plan->elements, plan->base.y_store, tn_cuda_parts(a), NULL, a->dz,
-                                        a->scratch, plan->needs_sums ? made : NULL, NULL, cuda->stream));
-    return plan->needs_sums ? tn_cuda_accumulate(cuda, a, sums, made, 2) : TN_OK;
+                                        sums, NULL, cuda->stream));
+    return TN_OK;
 }
 
 /* ---- subsample, append ---- */

@@ -237,6 +237,7 @@ tn_status tn_cuda_prepare(tn_backend *backend, const tn_model *m, tn_plan *const
     TN_TRY(make_packs(cuda, m, plans, flat, parameter_flags));
     cuda->tables.parameter_flags = parameter_flags;
     if (!flat->grads) return TN_OK;
+    TN_TRY(tn_cuda_alloc_parts(cuda, m->node_count, plans));
     TN_TRY(make_gradients(cuda, m, plans, flat, gradient_flags));
     return make_scalars(cuda, m);
 }
@@ -246,6 +247,7 @@ void tn_cuda_free_tables(tn_cuda *cuda) {
     void *memories[] = {t->terms, t->pack,    t->pack_pieces, t->gradients, t->gradient_pieces,
                         t->dots,  t->scalars, t->shares,      cuda->scalars};
     for (size_t i = 0; i < sizeof memories / sizeof *memories; i++) tn_cuda_release(&cuda->head, memories[i]);
+    tn_cuda_free_parts(cuda);
 }
 
 /* ---- work ---- */

@@ -39,7 +39,9 @@ static tn_status issue_gradients(tn_engine *e, const tn_batch *batch) {
     int *flags = tn_engine_flags(e, TN_FLAG_GRADIENT, 0);
     tn_batch_run run = {.engine = e, .batch = batch, .training = true, .share = tn_engine_share(e, batch)};
     TN_TRY(tn_device_sums_begin(&run));
+    if (ops->settle) TN_TRY(ops->settle(e->backend, false));
     for (; run.segment < program->segment_count; run.segment++) TN_TRY(run_segment(&run));
+    if (ops->settle) TN_TRY(ops->settle(e->backend, true));
     TN_TRY(tn_sums_finish(e));
     TN_TRY(ops->host_memory ? tn_ranks_sum_norms(e, batch) : tn_device_sums_finish(&run));
     if (ops->finish_all) TN_TRY(ops->finish_all(e->backend));

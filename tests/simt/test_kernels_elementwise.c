@@ -101,12 +101,14 @@ static void run_backward(void *argument) {
     tensor dz = t->in_place ? parts[0] : tensor_empty(t->count, t->store);
     float *sums = t->sums ? device_raw(2 * sizeof *sums) : NULL;
     int *flag = device_zeros(sizeof *flag);
-    OK(tn_launch_epilogue_backward(t->count, t->store, dy, mask, dz.device,
-                                   t->sums ? device_raw(TN_SUM_WORKSPACE) : NULL, sums, flag, 0));
+    const int left = tn_epilogue_sum_parts(t->count);
+    double *sum_parts = t->sums ? device_raw(2 * (size_t)left * sizeof *sum_parts) : NULL;
+    OK(tn_launch_epilogue_backward(t->count, t->store, dy, mask, dz.device, sum_parts, flag, 0));
     check_flag("backward", flag, t->poison);
     if (t->poison) return;
     check_tensor("dz", &dz, total);
     if (!t->sums) return;
+    merge_sums(sum_parts, left, sums);
     const float *got = host_copy(sums, 2 * sizeof *sums);
     check_number("sum of dz", (double)got[0], dz_sum, scale, 1e-6);
     check_number("sum of dy", (double)got[1], dy_sum, scale, 1e-6);
