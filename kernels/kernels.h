@@ -189,9 +189,9 @@ typedef struct tn_stage_gradient {
     const void *weights; /* [2 * blocks] convs, each TN_PACK_STAGE_BACKWARD */
     tn_parts dy;
     void *dx;
-    float *grads; /* [2 * blocks] weight gradients, OIHW: what TN_PACK_STAGE_* was packed from, without s */
-    float *sums;  /* [2 * blocks][3], of which the first becomes sum of dz and the second sum of dL/dy */
-    int add;      /* grads and sums are added to */
+    float *weight_parts; /* [tn_stage_weight_parts][2 * blocks][9][out][in]: gradients of the weights that
+                            TN_PACK_STAGE_* was packed from, without s */
+    double *sum_parts;   /* [2 * blocks][2][tn_stage_sum_parts]: sums of dz and of dL/dy */
 } tn_stage_gradient;
 /* Everything that backward of these blocks makes. workspace: tn_stage_workspace bytes. With 16 channels the
  * weight gradient is summed where the images are; above, dz goes to the workspace and a second kernel
@@ -199,6 +199,8 @@ typedef struct tn_stage_gradient {
 cudaError_t tn_launch_stage_backward(const tn_stage_shape *shape, tn_stage_gradient gradient, void *workspace,
                                      cudaStream_t stream);
 size_t tn_stage_workspace(const tn_stage_shape *shape);
+int tn_stage_weight_parts(const tn_stage_shape *shape);
+int tn_stage_sum_parts(const tn_stage_shape *shape);
 
 /* ---- im2col.cu: any kernel, stride and padding; the GEMM is the caller's ---- */
 
