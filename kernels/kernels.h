@@ -292,9 +292,11 @@ cudaError_t tn_launch_avgpool_backward(int rows, int pixels, int channels, tn_st
  * or both at once. Of the shape kernel and padding are not used. */
 cudaError_t tn_launch_shortcut_forward(const tn_conv_shape *shape, tn_storage x_store, const void *x,
                                        const float *c, tn_storage y_store, void *y, cudaStream_t stream);
-/* dx = dy where x was read, 0 elsewhere. */
+/* dx = dy where x was read, 0 elsewhere; sums is NULL or [2][tn_shortcut_sum_parts]: that of dx, in parts,
+ * twice, as c follows no ReLU. */
 cudaError_t tn_launch_shortcut_backward(const tn_conv_shape *shape, tn_storage y_store, const void *dy,
-                                        tn_storage x_store, void *dx, cudaStream_t stream);
+                                        tn_storage x_store, void *dx, double *sums, cudaStream_t stream);
+int tn_shortcut_sum_parts(const tn_conv_shape *shape);
 
 /* ---- loss.cu ---- */
 

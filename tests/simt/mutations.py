@@ -243,6 +243,8 @@ MUTATIONS = [
      "kernels_elementwise"),
     (SHORTCUT, "h % s.stride == 0 && w % s.stride == 0", "w % s.stride == 0",
      "backward: gradient for rows that were not read", "kernels_elementwise"),
+    (SHORTCUT, "for (int m = 0; m < 8; m++) sum += v[m];", "for (int m = 0; m < 7; m++) sum += v[m];",
+     "backward: a value is left out of the sum", "kernels_elementwise"),
     (SHORTCUT, "            if (k < s.in_channels) {\n", "            if (k < s.out_channels) {\n",
      "forward: channels that the input has not", "kernels_elementwise"),
     # Columns.
