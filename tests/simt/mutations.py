@@ -36,7 +36,6 @@ CUDA_STAGE = "src/backend/cuda_stage.c"
 CUDA_PLAN = "src/backend/cuda_plan.c"
 STEP = "src/engine/step.c"
 EXECUTOR = "src/engine/executor.c"
-PROGRAM = "src/engine/program.c"
 DEVICE_SUMS = "src/engine/device_sums.c"
 COMM_NCCL = "src/comm/comm_nccl.c"
 WATCHDOG = "src/comm/watchdog.c"
@@ -155,8 +154,6 @@ MUTATIONS = [
      "cuda_engine"),
     (EXECUTOR, ".dy_count = gated && step->made ? 0", ".dy_count = step->made ? 0", "a probe leaves dz unmade",
      "cuda_device"),
-    (PROGRAM, "list->count > 1 || list->count + 1 < list->readers)", "list->count > 1)",
-     "a gate closes before all gradients are there", "cuda_engine"),
     (DEVICE_SUMS, "        if (e->backend->ops->settle) TN_TRY(e->backend->ops->settle(e->backend, true));\n", "",
      "a bucket is summed before its parts are added", "cuda_ranks"),
     (CONVERT, "tap = p.taps - 1 - i / p.in / p.out;", "tap = i / p.in / p.out;",

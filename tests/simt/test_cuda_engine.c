@@ -253,7 +253,8 @@ static void test_bottleneck_networks(void **unused) {
     }
 }
 
-/* The gradient of a batch in two halves, one after the other, is that of the whole batch. */
+/* The gradient of a batch in two halves, one after the other, is that of the whole batch, whatever the batch
+ * before left. */
 static void test_chunks_add_up(void **unused) {
     (void)unused;
     tn_model *model = network("resnet8", "tau", 12);
@@ -263,7 +264,8 @@ static void test_chunks_add_up(void **unused) {
         tn_engine *engine = engine_make(&fp32, model, 6, k ? 3 : 6, &data);
         tn_batch batch = engine_batch(model, 6, &data);
         tn_result result;
-        if (tn_engine_gradients(engine, &batch, &result) != TN_OK) fail_msg("%s", tn_error());
+        for (int again = 0; again < 2; again++)
+            if (tn_engine_gradients(engine, &batch, &result) != TN_OK) fail_msg("%s", tn_error());
         grads[k] = engine_grads(engine);
         tn_engine_free(engine);
     }
