@@ -251,10 +251,10 @@ int main(void) {
         stage(shapes[i], STAGE, 0.75, 1.35, whole_stage[i]);
         separate_convs(shapes[i], 1.9, convs[i]);
     }
-    launches("resnet20", true, 60, 129);
-    launches("resnet20", false, 20, 70);
-    launches("resnet110", true, 300, 579);
-    launches("resnet110", false, 20, 70);
+    launches("resnet20", true, 60, 122);
+    launches("resnet20", false, 20, 63);
+    launches("resnet110", true, 300, 572);
+    launches("resnet110", false, 20, 63);
     printf("targets: %d breaches\n", breaches);
     return breaches ? 1 : 0;
 }

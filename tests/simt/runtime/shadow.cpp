@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <map>
+#include <set>
 
 #include "memory.h"
 
@@ -208,14 +209,20 @@ static bool is_acquired(uint64_t me, uint64_t other) {
     return false;
 }
 
+/* All other blocks of the launch have released what this thread may go on from. */
+static bool is_last_block(uint64_t me) {
+    if (acquired_by != serial_of(me)) return false;
+    std::set<uint32_t> blocks;
+    for (const Acquire &a : acquired)
+        if (thread_of(me) == a.thread || epoch_of(me) > a.epoch) blocks.insert(a.from.serial);
+    return blocks.size() + 1 >= op_of(serial_of(me)).blocks;
+}
+
 /* Another access was the last one; is it ordered before mine? `flags`: the reader flags of a read cell. */
 static void check_order(const Touch &a, uint64_t me, uint64_t other, bool other_wrote, uint64_t flags) {
     uint32_t mine = serial_of(me), its = serial_of(other);
     if (its == mine) {
-        if (flags & kBlocks) {
-            if (!is_acquired(me, other)) race(a, other, other_wrote, "another block has too");
-            return;
-        }
+        if (flags & kBlocks && !is_last_block(me)) race(a, other, other_wrote, "another block has too");
         if (epoch_of(other) != epoch_of(me)) return;
         bool same_warp = thread_of(other) >> 5 == thread_of(me) >> 5 && !(flags & kWarps);
         if (same_warp && thread_of(other) == thread_of(me) && !(flags & kLanes)) return;

@@ -100,6 +100,24 @@ static void missing_atomic(bool bad) {
     finish();
 }
 
+/* All blocks read x; the last one writes it, or any that has been told of another. */
+__global__ void replace(float *x, float *y, unsigned *done, unsigned wanted) {
+    __shared__ bool last;
+    y[blockIdx.x] = x[0];
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(done, 1u) == wanted;
+    __syncthreads();
+    if (last && threadIdx.x == 0) x[0] = 1.0f;
+}
+static void early_replacement(bool bad) {
+    unsigned *done;
+    OK(cudaMalloc(&done, sizeof *done));
+    OK(cudaMemset(done, 0, sizeof *done));
+    TN_LAUNCH(replace, 4, 1, 0, 0, device_floats(1), device_floats(4), done, bad ? 2u : 3u);
+    finish();
+}
+
 __global__ void last_block(float *out, float *partial, unsigned *done, bool bad) {
     partial[blockIdx.x] = 1.0f;
     if (!bad) __threadfence();
@@ -413,6 +431,7 @@ static const Fault faults[] = {
     {"missing_syncwarp", "check", "(RACE|UNINITIALISED) in kernel warp_exchange", missing_syncwarp},
     {"race_of_blocks", "check", "RACE in kernel neighbours", race_of_blocks},
     {"missing_atomic", "check", "RACE in kernel add_all", missing_atomic},
+    {"early_replacement", "check", "RACE in kernel replace", early_replacement},
     {"missing_fence", "check", "RACE in kernel last_block", missing_fence},
     {"read_beyond", "both", "OUT OF BOUNDS in kernel read_shifted", read_beyond},
     {"read_before", "check", "OUT OF BOUNDS in kernel read_shifted", read_before},
