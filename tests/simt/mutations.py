@@ -260,7 +260,7 @@ MUTATIONS = [
     (DEVICE, "    __threadfence();\n    __syncthreads();\n    const bool last", "    __syncthreads();\n    const bool last",
      "the last block: no fence before it is told", "kernels_training", [OPTIMIZER]),
     (DEVICE, "    __syncthreads();\n    const bool last", "    const bool last",
-     "the last block: others may still be writing", "kernels_training", [OPTIMIZER]),
+     "the last block: others may still be reading", "kernels_update", [UPDATE]),
     (DEVICE, "atomicInc(arrived, blocks - 1) ==", "atomicAdd(arrived, 1u) ==",
      "the last block: the counter is not back at 0", "kernels_training", [OPTIMIZER]),
     (UPDATE, "const bool steps = u.rates && !*u.stop;", "const bool steps = u.rates;",

@@ -209,12 +209,14 @@ static bool is_acquired(uint64_t me, uint64_t other) {
     return false;
 }
 
-/* All other blocks of the launch have released what this thread may go on from. */
+/* All other blocks of the launch have released what this thread may go on from. A release behind no barrier
+ * speaks for its own thread alone. */
 static bool is_last_block(uint64_t me) {
     if (acquired_by != serial_of(me)) return false;
     std::set<uint32_t> blocks;
     for (const Acquire &a : acquired)
-        if (thread_of(me) == a.thread || epoch_of(me) > a.epoch) blocks.insert(a.from.serial);
+        if (a.from.epoch > 0 && (thread_of(me) == a.thread || epoch_of(me) > a.epoch))
+            blocks.insert(a.from.serial);
     return blocks.size() + 1 >= op_of(serial_of(me)).blocks;
 }
 
