@@ -13,32 +13,9 @@
 #include <set>
 
 #include "memory.h"
+#include "tags.h"
 
 namespace simt {
-
-/* 26 bits serial number of the block | 12 thread | 12 barriers | 8 warp barriers | 6 flags. A written word
- * has in its flags: 2 bits which bytes, 2 bits which bytes have a value, atomic. A read one: 2 bits which
- * bytes, and whether more than one lane, warp, or block has read since. */
-struct Cell {
-    uint64_t written, read;
-};
-constexpr int kSerialAt = 38, kThreadAt = 26, kEpochAt = 14, kSyncAt = 6;
-constexpr uint64_t kFlags = 63, kBytes = 3, kValueAt = 2, kAtomic = 16, kLanes = 4, kWarps = 8, kBlocks = 16;
-constexpr unsigned kOutside = 4095; /* thread number of copies and library calls */
-constexpr uint32_t kMaxSerial = (1u << 26) - 1;
-
-static uint32_t serial_of(uint64_t tag) {
-    return (uint32_t)(tag >> kSerialAt);
-}
-static unsigned thread_of(uint64_t tag) {
-    return (unsigned)(tag >> kThreadAt) & 4095u;
-}
-static unsigned epoch_of(uint64_t tag) {
-    return (unsigned)(tag >> kEpochAt) & 4095u;
-}
-static unsigned sync_of(uint64_t tag) {
-    return (unsigned)(tag >> kSyncAt) & 255u;
-}
 
 struct OpInfo {
     uint32_t first;
@@ -241,10 +218,6 @@ static void check_order(const Touch &a, uint64_t me, uint64_t other, bool other_
     }
 }
 
-static inline bool same_tag(uint64_t a, uint64_t b) {
-    return ((a ^ b) & ~kFlags) == 0;
-}
-
 /* What is known of a word's readers after this one. */
 static inline uint64_t read_by(uint64_t r, uint64_t mask, uint64_t me, bool shared) {
     if (same_tag(r, me)) return r | mask;
@@ -260,12 +233,6 @@ static inline uint64_t read_by(uint64_t r, uint64_t mask, uint64_t me, bool shar
         keep = kBlocks | (r & kBytes);
     }
     return (me & ~kFlags) | keep | mask;
-}
-
-static inline uint64_t written_by(uint64_t w, uint64_t mask, uint64_t me) {
-    uint64_t value = ((w >> kValueAt) & kBytes) | mask;
-    uint64_t bytes = same_tag(w, me) ? (w & kBytes) | mask : mask;
-    return (me & ~kFlags) | bytes | value << kValueAt;
 }
 
 static inline void touch_load(Cell &c, uint64_t mask, uint64_t me, const Touch &a) {
