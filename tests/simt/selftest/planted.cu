@@ -320,6 +320,20 @@ static void host_write_before_sync(bool bad) {
     host[0] = 2.0f;
 }
 
+extern "C" void *simt_host_memcpy(void *, const void *, size_t); /* memcpy of C code is pointed there */
+static void host_copy_before_sync(bool bad) {
+    cudaStream_t s;
+    float *x = device_floats(64), *host, values[8] = {};
+    OK(cudaStreamCreate(&s));
+    OK(cudaMallocHost(&host, 64 * sizeof(float)));
+    for (int i = 0; i < 64; i++) host[i] = 1.0f;
+    OK(cudaMemcpyAsync(x, host, 32 * sizeof(float), cudaMemcpyHostToDevice, s));
+    simt_host_memcpy(host + 32, values, sizeof values); /* neighbours in the same page */
+    if (bad) simt_host_memcpy(host + 31, values, sizeof values);
+    EXPECT(host[31] == 1.0f && host[32] == 0.0f && host[39] == 0.0f && host[40] == 1.0f);
+    OK(cudaStreamSynchronize(s));
+}
+
 static void host_touches_device(bool bad) {
     float *x = device_floats(64), host[64];
     finish();
@@ -452,6 +466,7 @@ static const Fault faults[] = {
     {"double_free", "both", "DOUBLE FREE", double_free},
     {"host_read_before_sync", "both", "HOST ACCESS: host code reads pinned memory", host_read_before_sync},
     {"host_write_before_sync", "both", "HOST ACCESS: host code writes pinned memory", host_write_before_sync},
+    {"host_copy_before_sync", "both", "HOST ACCESS: host code writes pinned memory", host_copy_before_sync},
     {"host_touches_device", "both", "HOST ACCESS: host code writes device memory", host_touches_device},
     {"host_pointer", "both", "HOST POINTER", host_pointer},
     {"hidden_host_pointer", "check", "HOST POINTER in kernel copy_boxed", hidden_host_pointer},
