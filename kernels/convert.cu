@@ -1,10 +1,5 @@
-/* Layout and precision: float <-> bf16, packed weights, unpacked gradients, and the sum of squares of a
- * tensor.
- *
- * Outputs are overwritten; only convert and square_sum see activations. Packing runs over the elements of
- * what is written, for all tensors of a network in one launch. */
-#include <mma.h>
-
+/* Layout and precision: float <-> bf16, unpacked gradients, and what is asked of whole tensors: whether all
+ * is finite, the sum of squares. Outputs are overwritten. */
 #include "kernels/device.cuh"
 
 template <typename A, typename B>
@@ -32,79 +27,7 @@ cudaError_t tn_launch_convert(size_t count, tn_storage from_store, const void *f
     return cudaGetLastError();
 }
 
-/* ---- packing ---- */
-
-size_t tn_pack_count(const tn_pack_item *item) {
-    return item->layout == TN_PACK_GEMM ? (size_t)item->out * item->ld
-                                        : (size_t)item->out * item->in * item->taps;
-}
-
-/* Element i of a packed tensor, with s and identity. */
-__device__ __forceinline__ float packed_value(const tn_pack_item &p, float s, unsigned i) {
-    unsigned out, in, tap;
-    if (p.layout == TN_PACK_CONV_FORWARD) {
-        out = i % p.out;
-        tap = i / p.out % p.taps;
-        in = i / p.out / p.taps;
-    } else if (p.layout == TN_PACK_CONV_BACKWARD) {
-        in = i % p.in;
-        tap = p.taps - 1 - i / p.in % p.taps;
-        out = i / p.in / p.taps;
-    } else if (p.layout == TN_PACK_TAPS_FORWARD) {
-        out = i % p.out;
-        in = i / p.out % p.in;
-        tap = i / p.out / p.in;
-    } else if (p.layout == TN_PACK_TAPS_BACKWARD) {
-        in = i % p.in;
-        out = i / p.in % p.out;
-        tap = p.taps - 1 - i / p.in / p.out;
-    } else if (p.layout == TN_PACK_STAGE_FORWARD) {
-        out = i % p.out;
-        tap = i / p.out / 16 % p.taps;
-        in = i / p.out / 16 / p.taps * 16 + i / p.out % 16;
-    } else if (p.layout == TN_PACK_STAGE_BACKWARD) {
-        in = i % p.in;
-        tap = p.taps - 1 - i / p.in / 16 % p.taps;
-        out = i / p.in / 16 / p.taps * 16 + i / p.in % 16;
-    } else {
-        out = i / p.ld;
-        tap = i % p.ld / p.in;
-        in = i % p.ld % p.in;
-        if (tap >= (unsigned)p.taps) return 0.0f;
-    }
-    const float v = s * p.from[((size_t)out * p.in + in) * p.taps + tap];
-    return p.identity && out == in ? v + 1.0f : v;
-}
-
-static __global__ void __launch_bounds__(THREADS)
-    pack_kernel(const tn_pack_item *__restrict__ items, const tn_piece *__restrict__ pieces) {
-    const tn_piece piece = pieces[blockIdx.x];
-    const tn_pack_item item = items[piece.item];
-    const bool gemm = item.layout == TN_PACK_GEMM,
-               taps = item.layout == TN_PACK_TAPS_FORWARD || item.layout == TN_PACK_TAPS_BACKWARD;
-    const unsigned count = gemm ? item.out * item.ld : item.out * item.in * item.taps,
-                   first = (unsigned)piece.first;
-    const unsigned last = min(first + TN_PIECE, count);
-    const float s = value_or(item.s, 1.0f);
-    bool bad = false;
-    for (unsigned i = first + threadIdx.x; i < last; i += THREADS) {
-        const float v = packed_value(item, s, i);
-        bad = bad || !is_finite(v);
-        if (item.store == TN_STORE_BF16)
-            static_cast<bf16 *>(item.to)[i] = from_float<bf16>(v);
-        else
-            static_cast<float *>(item.to)[i] = taps ? nvcuda::wmma::__float_to_tf32(v) : v;
-    }
-    raise_flag(item.nonfinite, bad);
-}
-
-cudaError_t tn_launch_pack(const tn_pack_item *items, int piece_count, const tn_piece *pieces,
-                           cudaStream_t stream) {
-    if (piece_count < 0) return cudaErrorInvalidValue;
-    if (piece_count == 0) return cudaSuccess;
-    TN_LAUNCH(pack_kernel, (unsigned)piece_count, THREADS, 0, stream, items, pieces);
-    return cudaGetLastError();
-}
+/* ---- gradients of matrix products ---- */
 
 static __global__ void __launch_bounds__(THREADS)
     unpack_kernel(unsigned count, unsigned in, unsigned taps, unsigned ld, const float *__restrict__ g,
@@ -125,7 +48,25 @@ cudaError_t tn_launch_unpack_gradient(int out, int in, int taps, int ld, const f
     return cudaGetLastError();
 }
 
-/* ---- sum of squares ---- */
+/* ---- whole tensors ---- */
+
+static __global__ void __launch_bounds__(THREADS)
+    check_kernel(unsigned count, const float *__restrict__ x, int *nonfinite) {
+    const unsigned i = (blockIdx.x * THREADS + threadIdx.x) * 8;
+    if (i >= count) return;
+    float v[8];
+    load_group(x, i, count, v);
+    raise_flag(nonfinite, !all_finite8(v));
+}
+
+cudaError_t tn_launch_check(size_t count, const float *x, int *nonfinite, cudaStream_t stream) {
+    if (too_large(count)) return cudaErrorInvalidValue;
+    if (misaligned(x)) return cudaErrorMisalignedAddress;
+    if (count == 0) return cudaSuccess;
+    TN_LAUNCH(check_kernel, blocks_for(groups_of((unsigned)count)), THREADS, 0, stream, (unsigned)count, x,
+              nonfinite);
+    return cudaGetLastError();
+}
 
 #define SQUARE_BLOCKS (TN_SUM_WORKSPACE / (int)sizeof(double))
 

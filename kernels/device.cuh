@@ -183,6 +183,20 @@ __device__ __forceinline__ double block_sum(double v) {
     return v;
 }
 
+/* ---- between blocks ---- */
+
+/* Whether this is the last of `blocks` blocks to come here, which then sees what the others wrote before (and
+ * reads it with __ldcg). *arrived is 0 before the launch, and again behind the last; all threads must call
+ * it. */
+__device__ __forceinline__ bool last_to_arrive(unsigned *arrived, unsigned blocks) {
+    __threadfence();
+    __syncthreads();
+    const bool last = threadIdx.x == 0 && atomicInc(arrived, blocks - 1) == blocks - 1;
+    const bool chosen = __syncthreads_or(last) != 0;
+    __threadfence();
+    return chosen;
+}
+
 /* ---- host ---- */
 
 /* Tensors have fewer than 2^31 elements, so that kernels can divide indices in 32 bits. */

@@ -176,7 +176,7 @@ int tn_stage_images(const tn_stage_shape *shape);
 /* Shared memory of a block of threads, forward or backward; 0 for shapes that the kernels do not take. */
 size_t tn_stage_shared(const tn_stage_shape *shape, int backward);
 /* weights: [2 * blocks] convs, each TN_PACK_STAGE_FORWARD; scalars: [2 * blocks][4], of which the second is c
- * and the third d (tn_launch_node_scalars). inner: [2 * blocks - 1][rows][height][width][channels], outputs
+ * and the third d (tn_update.node_scalars). inner: [2 * blocks - 1][rows][height][width][channels], outputs
  * of all convs but the last, bf16 and the stream's storage in turn; masks: [2 * blocks] masks of a tensor,
  * rows * height * width * channels / 8 bytes apart; both NULL outside training. nonfinite: [2 * blocks]
  * flags, or NULL. */
@@ -312,10 +312,6 @@ cudaError_t tn_launch_loss(tn_kernel_loss kind, int rows, int classes, tn_storag
 
 /* ---- optimizer.cu ---- */
 
-/* v = momentum v + g + decay w, w -= *lr v on `count` floats; nothing where *stop is not 0 (stop may be
- * NULL). */
-cudaError_t tn_launch_sgd(size_t count, float *values, const float *grads, float *momentum, const float *lr,
-                          float mu, float decay, const int *stop, cudaStream_t stream);
 /* to[i] += from[i] on `count` floats: gradients of chunks. Both may be aligned to 4 bytes only. */
 cudaError_t tn_launch_add(size_t count, float *to, const float *from, cudaStream_t stream);
 /* mean[i] += rate (values[i] - mean[i]); nothing where *stop is not 0. */
@@ -323,45 +319,6 @@ cudaError_t tn_launch_average(size_t count, float *mean, const float *values, fl
                               cudaStream_t stream);
 /* values[i] *= factor on `count` floats. */
 cudaError_t tn_launch_scale(size_t count, float *values, float factor, cudaStream_t stream);
-/* Sets *stop where one of flags[count] is set. */
-cudaError_t tn_launch_any_flag(int count, const int *flags, int *stop, cudaStream_t stream);
-
-#define TN_KERNEL_TERMS 3
-/* The scalars of one node; places are floats in `values`, -1 where there is none. */
-typedef struct tn_node_terms {
-    float scale_factor;
-    int scale, carry;
-    int term_count;
-    struct {
-        int place;
-        float factor;
-        int scaled;
-    } terms[TN_KERNEL_TERMS];
-} tn_node_terms;
-/* scalars[node][4] = s, c, d, and the sum of factor * value over scaled terms. The flags[node] of a node with
- * one that is not finite is set (flags may be NULL). */
-cudaError_t tn_launch_node_scalars(int nodes, const tn_node_terms *terms, const float *values, float *scalars,
-                                   int *flags, cudaStream_t stream);
-/* What one node gives to the gradient of one scalar parameter, from sums[node][3] = sum of dz, sum of dy,
- * <G, W>. */
-typedef enum tn_share_kind {
-    TN_SHARE_TERM,  /* factor * (scaled ? s : 1) * sums[0] */
-    TN_SHARE_CARRY, /* sums[1] */
-    TN_SHARE_SCALE  /* factor * (sums[2] + scalars[node][3] * sums[0]) */
-} tn_share_kind;
-typedef struct tn_share {
-    int kind, node, scaled;
-    float factor;
-} tn_share;
-/* grads[place] = grad_factor * sum of shares [first, first + count). */
-typedef struct tn_scalar {
-    int place, first, count;
-    float grad_factor;
-} tn_scalar;
-/* Writes grads of `count` scalar parameters; tables in device memory. The flag looks at the results. */
-cudaError_t tn_launch_scalar_gradients(int count, const tn_scalar *scalars_table, const tn_share *shares,
-                                       const float *scalars, const float *sums, float *grads, int *nonfinite,
-                                       cudaStream_t stream);
 
 /* Many tensors in one launch: the work is cut into pieces of at most TN_PIECE elements, each of one tensor,
  * in a table that the host makes once. */
@@ -380,10 +337,118 @@ typedef struct tn_weight_gradient {
     int *nonfinite;          /* looks at s G and the dot */
     int first_piece, pieces; /* where the item's pieces stand in the table, in order */
 } tn_weight_gradient;
-/* grad = s G in place and the dots. Pieces cut [0, count); workspace piece_count doubles; tables in device
- * memory. */
-cudaError_t tn_launch_weight_gradients(int item_count, const tn_weight_gradient *items, int piece_count,
-                                       const tn_piece *pieces, double *workspace, cudaStream_t stream);
+/* What one node gives to the gradient of one scalar parameter, from sums[node][3] = sum of dz, sum of dy,
+ * <G, W>. */
+typedef enum tn_share_kind {
+    TN_SHARE_TERM,  /* factor * (scaled ? s : 1) * sums[0] */
+    TN_SHARE_CARRY, /* sums[1] */
+    TN_SHARE_SCALE  /* factor * (sums[2] + node_scalars[node][3] * sums[0]) */
+} tn_share_kind;
+typedef struct tn_share {
+    int kind, node, scaled;
+    float factor;
+} tn_share;
+/* grads[place] = grad_factor * sum of shares [first, first + count). */
+typedef struct tn_scalar {
+    int place, first, count;
+    float grad_factor;
+} tn_scalar;
+/* A scalar with more shares than this is wide: a block adds them, else a thread. */
+#define TN_SHARES_NARROW 32
+/* What finishes the gradients of a step; tables are in device memory. */
+typedef struct tn_finish {
+    const tn_weight_gradient *weights;
+    const tn_piece *pieces; /* cut the gradients [0, count) of all weights, in order */
+    const tn_scalar *scalars;
+    const tn_share *shares;
+    int weight_count, piece_count;
+    int wide_count, scalar_count; /* the wide ones come first */
+    const float *node_scalars;    /* of tn_update */
+    const float *sums;            /* [node][3]; the dots are among them */
+    float *grads;
+    int *nonfinite; /* looks at the gradients of scalars */
+    const int *flags;
+    int flag_count;
+    int *stop;         /* set where one of flags[flag_count] is, those that are set here included */
+    double *partial;   /* scratch, [piece_count] */
+    unsigned *arrived; /* [weight_count + 1] zeros, and so again behind the launch */
+} tn_finish;
+/* grad = s G in place and the dots, then the gradients of scalars from sums, then *stop: one launch. */
+cudaError_t tn_launch_finish(const tn_finish *finish, cudaStream_t stream);
+
+/* ---- update.cu ---- */
+
+#define TN_KERNEL_TERMS 3
+/* The scalars of one node; places are floats in `values`, -1 where there is none. */
+typedef struct tn_node_terms {
+    float scale_factor;
+    int scale, carry;
+    int term_count;
+    struct {
+        int place;
+        float factor;
+        int scaled;
+    } terms[TN_KERNEL_TERMS];
+} tn_node_terms;
+/* Packed weights, from OIHW floats times s (plus the identity). */
+typedef enum tn_pack_layout {
+    TN_PACK_CONV_FORWARD,  /* float [in][taps][out] */
+    TN_PACK_CONV_BACKWARD, /* float [out][taps reversed][in] */
+    TN_PACK_GEMM,          /* `store` [out][ld], a row being [taps][in]: im2col's order; up to ld nothing is
+                              written */
+    TN_PACK_TAPS_FORWARD,  /* `store` [taps][in][out], floats rounded to tf32 */
+    TN_PACK_TAPS_BACKWARD, /* `store` [taps reversed][out][in], floats rounded to tf32 */
+    TN_PACK_STAGE_FORWARD, /* bf16 [in / 16][taps][16 in][out] */
+    TN_PACK_STAGE_BACKWARD /* bf16 [out / 16][taps reversed][16 out][in] */
+} tn_pack_layout;
+typedef struct tn_pack {
+    int layout; /* tn_pack_layout */
+    int store;  /* tn_storage of GEMM and TAPS; bf16 of STAGE, else float32 */
+    int ld;
+    void *to;
+} tn_pack;
+#define TN_PACKS 2
+/* One tensor of parameters, floats `first` on of `values`, [out][in][taps], and its packed copies. */
+typedef struct tn_weight {
+    size_t first;
+    int out, in, taps;
+    int tile_out, tile_in; /* of tn_update_tile */
+    int trained;           /* 0: packed, but never updated */
+    int identity;          /* linear [n][n] that adds its own input: copies are s W + I */
+    float scale_factor;    /* s of the copies, as in tn_node_terms */
+    int scale;
+    int pack_count;
+    tn_pack packs[TN_PACKS];
+    int *nonfinite; /* looks at the parameter and its copies */
+} tn_weight;
+/* What one block takes of a weight: outputs [out, out + tile_out) and inputs [in, in + tile_in), where there
+ * are so many. */
+typedef struct tn_tile {
+    int item, out, in;
+} tn_tile;
+/* Sets tile_out and tile_in from the other sizes; 0 where there are more taps than a tile holds. */
+int tn_update_tile(tn_weight *weight);
+/* An update of all parameters; tables are in device memory. */
+typedef struct tn_update {
+    const tn_weight *weights;
+    const tn_tile *tiles;       /* cut all weights */
+    const tn_node_terms *nodes; /* [node_count] */
+    int tile_count, node_count;
+    float *values;
+    const float *grads;
+    float *momentum;
+    int scalar_first, scalar_end; /* the trained scalars in `values` */
+    float *node_scalars;          /* [node_count][4] */
+    int *node_flags;              /* [node_count]: look at s, c and d */
+    const float *rates;           /* learning rates of weights and of scalars; NULL: nothing is updated */
+    float mu, decay;
+    const int *stop;   /* nothing is updated where it is not 0 */
+    unsigned *arrived; /* one, 0, and so again behind the launch */
+} tn_update;
+/* v = mu v + g + decay w, w -= rate v for all trained weights and scalars; then, with the values that are so
+ * reached, packed copies, and node_scalars[node] = s, c, d, and the sum of factor * value over scaled terms:
+ * one launch. */
+cudaError_t tn_launch_update(const tn_update *update, cudaStream_t stream);
 
 /* ---- augment.cu: data sets that live on the device ---- */
 
@@ -443,34 +508,11 @@ cudaError_t tn_launch_views(int count, const tn_view_image *images, int highest,
 cudaError_t tn_launch_convert(size_t count, tn_storage from_store, const void *from, tn_storage to_store,
                               void *to, cudaStream_t stream);
 
-/* Packed weights, from OIHW floats times s (plus the identity). */
-typedef enum tn_pack_layout {
-    TN_PACK_CONV_FORWARD,  /* float [in][taps][out] */
-    TN_PACK_CONV_BACKWARD, /* float [out][taps reversed][in] */
-    TN_PACK_GEMM,          /* `store` [out][ld], a row being [taps][in] and zeros to ld: im2col's order */
-    TN_PACK_TAPS_FORWARD,  /* `store` [taps][in][out], floats rounded to tf32 */
-    TN_PACK_TAPS_BACKWARD, /* `store` [taps reversed][out][in], floats rounded to tf32 */
-    TN_PACK_STAGE_FORWARD, /* bf16 [in / 16][taps][16 in][out] */
-    TN_PACK_STAGE_BACKWARD /* bf16 [out / 16][taps reversed][16 out][in] */
-} tn_pack_layout;
-typedef struct tn_pack_item {
-    int layout; /* tn_pack_layout */
-    int store;  /* tn_storage of GEMM and TAPS; bf16 of STAGE, else float32 */
-    int out, in, taps, ld;
-    int identity; /* linear [n][n] that adds its own input: s W + I */
-    const float *from;
-    const float *s; /* NULL: 1 */
-    void *to;
-    int *nonfinite; /* looks at what is written */
-} tn_pack_item;
-/* Elements of a packed tensor: what its pieces must cut. */
-size_t tn_pack_count(const tn_pack_item *item);
-/* Packs all items; tables in device memory. */
-cudaError_t tn_launch_pack(const tn_pack_item *items, int piece_count, const tn_piece *pieces,
-                           cudaStream_t stream);
 /* dw[out][in][taps] = g[out][ld] in the order of TN_PACK_GEMM, both float. */
 cudaError_t tn_launch_unpack_gradient(int out, int in, int taps, int ld, const float *g, float *dw,
                                       cudaStream_t stream);
+/* Only the flag, which looks at `count` floats. */
+cudaError_t tn_launch_check(size_t count, const float *x, int *nonfinite, cudaStream_t stream);
 /* *sum = sum of squares; workspace TN_SUM_WORKSPACE bytes. The flag looks at the elements. */
 cudaError_t tn_launch_square_sum(size_t count, tn_storage store, const void *x, void *workspace, double *sum,
                                  int *nonfinite, cudaStream_t stream);

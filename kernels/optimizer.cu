@@ -1,35 +1,14 @@
-/* What happens to parameters and their gradients between backward and the next step.
+/* What happens to gradients between backward and the update, and to flat buffers.
  *
- *   sgd                v = mu v + g + decay w, w -= lr v, unless the stop flag is set
- *   add                to += from
- *   average            mean += rate (value - mean), unless the stop flag is set
- *   node scalars       s, c, d of every node from the flat values
- *   weight gradients   G = dL/d(sW) -> dW = s G in place, and <G, W> for dL/ds
- *   scalar gradients   scalar parameters from the sums of nodes (architecture.md 3.3)
+ *   add        to += from
+ *   average    mean += rate (value - mean), unless the stop flag is set
+ *   scale      values *= factor
+ *   finish     weights: G = dL/d(sW) -> dW = s G in place, and <G, W> for dL/ds; then scalar parameters from
+ *              the sums of nodes (architecture.md 3.3); then the stop flag from all flags
  *
- * Dots and scalar gradients are summed in double in a fixed order. Learning rates, scalars and flags are read
- * from device memory, so that a captured graph follows them. */
+ * Dots and scalar gradients are summed in double in a fixed order. Scalars and flags are read from device
+ * memory, so that a captured graph follows them. */
 #include "kernels/device.cuh"
-
-static __global__ void __launch_bounds__(THREADS)
-    sgd_kernel(size_t count, float *__restrict__ values, const float *__restrict__ grads,
-               float *__restrict__ momentum, const float *lr, float mu, float decay, const int *stop) {
-    if (stop && *stop) return;
-    const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= count) return;
-    float v = mu * momentum[i] + grads[i] + decay * values[i];
-    momentum[i] = v;
-    values[i] -= *lr * v;
-}
-
-cudaError_t tn_launch_sgd(size_t count, float *values, const float *grads, float *momentum, const float *lr,
-                          float mu, float decay, const int *stop, cudaStream_t stream) {
-    if (too_large(count)) return cudaErrorInvalidValue;
-    if (count == 0) return cudaSuccess;
-    TN_LAUNCH(sgd_kernel, blocks_for((unsigned)count), THREADS, 0, stream, count, values, grads, momentum, lr,
-              mu, decay, stop);
-    return cudaGetLastError();
-}
 
 static __global__ void __launch_bounds__(THREADS)
     add_kernel(size_t count, float *__restrict__ to, const float *__restrict__ from) {
@@ -74,131 +53,100 @@ cudaError_t tn_launch_scale(size_t count, float *values, float factor, cudaStrea
     return cudaGetLastError();
 }
 
-static __global__ void __launch_bounds__(THREADS)
-    any_flag_kernel(int count, const int *__restrict__ flags, int *stop) {
-    const int i = blockIdx.x * THREADS + threadIdx.x;
-    raise_flag(stop, i < count && flags[i] != 0);
-}
+/* ---- the end of backward ---- */
 
-cudaError_t tn_launch_any_flag(int count, const int *flags, int *stop, cudaStream_t stream) {
-    if (count < 0) return cudaErrorInvalidValue;
-    if (count == 0) return cudaSuccess;
-    TN_LAUNCH(any_flag_kernel, blocks_for((unsigned)count), THREADS, 0, stream, count, flags, stop);
-    return cudaGetLastError();
-}
+#define AT_ONCE 4 /* elements that a thread asks memory for before it needs the first */
 
-/* ---- scalars ---- */
-
-static __global__ void __launch_bounds__(THREADS)
-    node_scalars_kernel(int nodes, const tn_node_terms *__restrict__ table, const float *__restrict__ values,
-                        float *__restrict__ scalars, int *flags) {
-    const int i = blockIdx.x * THREADS + threadIdx.x;
-    if (i >= nodes) return;
-    const tn_node_terms *n = &table[i];
-    const float s = n->scale_factor * (n->scale >= 0 ? values[n->scale] : 1.0f);
-    const float d = n->carry >= 0 ? values[n->carry] : 0.0f;
-    float c = 0, inside = 0;
-    for (int t = 0; t < n->term_count; t++) {
-        float term = n->terms[t].factor * values[n->terms[t].place];
-        c += n->terms[t].scaled ? s * term : term;
-        if (n->terms[t].scaled) inside += term;
-    }
-    scalars[4 * i] = s;
-    scalars[4 * i + 1] = c;
-    scalars[4 * i + 2] = d;
-    scalars[4 * i + 3] = inside;
-    if (flags) raise_flag(flags + i, !is_finite(s) || !is_finite(c) || !is_finite(d));
-}
-
-cudaError_t tn_launch_node_scalars(int nodes, const tn_node_terms *terms, const float *values, float *scalars,
-                                   int *flags, cudaStream_t stream) {
-    if (nodes < 0) return cudaErrorInvalidValue;
-    if (nodes == 0) return cudaSuccess;
-    TN_LAUNCH(node_scalars_kernel, blocks_for((unsigned)nodes), THREADS, 0, stream, nodes, terms, values,
-              scalars, flags);
-    return cudaGetLastError();
-}
-
-/* A warp for each scalar parameter: lanes take every 32nd share, so that a tau shared by 600 blocks takes no
- * longer than it must. */
-static __global__ void __launch_bounds__(THREADS)
-    scalar_gradients_kernel(int count, const tn_scalar *__restrict__ table,
-                            const tn_share *__restrict__ shares, const float *__restrict__ scalars,
-                            const float *__restrict__ sums, float *grads, int *nonfinite) {
-    const int lane = threadIdx.x % 32, i = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
-    if (i >= count) return;
-    const tn_scalar p = table[i];
-    double total = 0;
-    for (int k = lane; k < p.count; k += 32) {
-        const tn_share share = shares[p.first + k];
-        const float *of = sums + 3 * (size_t)share.node, *own = scalars + 4 * (size_t)share.node;
-        if (share.kind == TN_SHARE_TERM)
-            total += (double)share.factor * (share.scaled ? (double)own[0] : 1.0) * (double)of[0];
-        else if (share.kind == TN_SHARE_CARRY)
-            total += (double)of[1];
-        else
-            total += (double)share.factor * ((double)of[2] + (double)own[3] * (double)of[0]);
-    }
-    total = warp_sum(total) * (double)p.grad_factor;
-    if (lane) return;
-    grads[p.place] = (float)total;
-    raise_flag(nonfinite, !is_finite((float)total));
-}
-
-cudaError_t tn_launch_scalar_gradients(int count, const tn_scalar *scalars_table, const tn_share *shares,
-                                       const float *scalars, const float *sums, float *grads, int *nonfinite,
-                                       cudaStream_t stream) {
-    if (count < 0) return cudaErrorInvalidValue;
-    if (count == 0) return cudaSuccess;
-    TN_LAUNCH(scalar_gradients_kernel, (unsigned)((count + THREADS / 32 - 1) / (THREADS / 32)), THREADS, 0,
-              stream, count, scalars_table, shares, scalars, sums, grads, nonfinite);
-    return cudaGetLastError();
-}
-
-/* ---- weight gradients ---- */
-
-/* A block for each piece: scales it in place, leaves its part of the dot in partial[piece]. */
-static __global__ void __launch_bounds__(THREADS)
-    scale_kernel(const tn_weight_gradient *__restrict__ items, const tn_piece *__restrict__ pieces,
-                 double *__restrict__ partial) {
-    const tn_piece piece = pieces[blockIdx.x];
-    const tn_weight_gradient item = items[piece.item];
-    const size_t last = piece.first + TN_PIECE < item.count ? piece.first + TN_PIECE : item.count;
-    const float s = value_or(item.s, 1.0f);
+/* Scales a piece of a weight's gradient in place, and leaves its part of the dot in partial[piece]. */
+static __device__ void finish_piece(const tn_finish &f, const tn_weight_gradient &w, size_t first) {
+    const size_t last = first + TN_PIECE < w.count ? first + TN_PIECE : w.count;
+    const float s = value_or(w.s, 1.0f);
     double dot = 0;
     bool bad = false;
-    for (size_t i = piece.first + threadIdx.x; i < last; i += THREADS) {
-        const float g = item.grad[i], scaled = s * g;
-        if (item.dot) dot += (double)g * (double)item.value[i];
-        bad = bad || !is_finite(scaled);
-        item.grad[i] = scaled;
+    for (size_t i = first + threadIdx.x; i < last; i += AT_ONCE * THREADS) {
+        float g[AT_ONCE], value[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const bool inside = i + j * THREADS < last;
+            g[j] = inside ? w.grad[i + j * THREADS] : 0.0f;
+            value[j] = inside && w.dot ? w.value[i + j * THREADS] : 0.0f;
+        }
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const float scaled = s * g[j];
+            dot += (double)g[j] * (double)value[j];
+            bad = bad || !is_finite(scaled);
+            if (i + j * THREADS < last) w.grad[i + j * THREADS] = scaled;
+        }
     }
-    raise_flag(item.nonfinite, bad);
+    raise_flag(w.nonfinite, bad);
     dot = block_sum(dot);
-    if (threadIdx.x == 0) partial[blockIdx.x] = dot;
+    if (threadIdx.x == 0) f.partial[blockIdx.x] = dot;
 }
 
-/* A warp for each item. */
-static __global__ void __launch_bounds__(THREADS)
-    dots_kernel(int count, const tn_weight_gradient *__restrict__ items, const double *__restrict__ partial) {
-    const int lane = threadIdx.x % 32, i = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
-    if (i >= count || !items[i].dot) return;
-    const tn_weight_gradient item = items[i];
+static __device__ void finish_dot(const tn_finish &f, const tn_weight_gradient &w) {
     double dot = 0;
-    for (int k = lane; k < item.pieces; k += 32) dot += partial[item.first_piece + k];
-    dot = warp_sum(dot);
-    if (lane) return;
-    *item.dot = (float)dot;
-    raise_flag(item.nonfinite, !is_finite((float)dot));
+    for (int i = threadIdx.x; i < w.pieces; i += THREADS) dot += __ldcg(f.partial + w.first_piece + i);
+    dot = block_sum(dot);
+    if (threadIdx.x) return;
+    *w.dot = (float)dot;
+    raise_flag(w.nonfinite, !is_finite((float)dot));
 }
 
-cudaError_t tn_launch_weight_gradients(int item_count, const tn_weight_gradient *items, int piece_count,
-                                       const tn_piece *pieces, double *workspace, cudaStream_t stream) {
-    if (item_count < 0 || piece_count < 0) return cudaErrorInvalidValue;
-    if (item_count == 0) return cudaSuccess;
-    if (piece_count > 0)
-        TN_LAUNCH(scale_kernel, (unsigned)piece_count, THREADS, 0, stream, items, pieces, workspace);
-    TN_LAUNCH(dots_kernel, (unsigned)((item_count + THREADS / 32 - 1) / (THREADS / 32)), THREADS, 0, stream,
-              item_count, items, workspace);
+static __device__ double share_value(const tn_finish &f, const tn_share &share) {
+    const float *of = f.sums + 3 * (size_t)share.node, *own = f.node_scalars + 4 * (size_t)share.node;
+    if (share.kind == TN_SHARE_TERM)
+        return (double)share.factor * (share.scaled ? (double)own[0] : 1.0) * (double)__ldcg(of);
+    if (share.kind == TN_SHARE_CARRY) return (double)__ldcg(of + 1);
+    return (double)share.factor * ((double)__ldcg(of + 2) + (double)own[3] * (double)__ldcg(of));
+}
+
+static __device__ void finish_scalar(const tn_finish &f, const tn_scalar &p, double sum) {
+    const float grad = (float)(sum * (double)p.grad_factor);
+    f.grads[p.place] = grad;
+    raise_flag(f.nonfinite, !is_finite(grad));
+}
+
+/* A tau that 600 blocks share is the work of the block, a bias that of a thread. */
+static __device__ void finish_scalars(const tn_finish &f) {
+    for (int i = 0; i < f.wide_count; i++) {
+        const tn_scalar p = f.scalars[i];
+        double sum = 0;
+        for (int k = threadIdx.x; k < p.count; k += THREADS) sum += share_value(f, f.shares[p.first + k]);
+        sum = block_sum(sum);
+        if (threadIdx.x == 0) finish_scalar(f, p, sum);
+    }
+    for (int i = f.wide_count + threadIdx.x; i < f.scalar_count; i += THREADS) {
+        const tn_scalar p = f.scalars[i];
+        double sum = 0;
+        for (int k = 0; k < p.count; k++) sum += share_value(f, f.shares[p.first + k]);
+        finish_scalar(f, p, sum);
+    }
+}
+
+/* A block for each piece. The last of a weight adds its dot, the last of all has what scalars and the stop
+ * flag are made of. */
+static __global__ void __launch_bounds__(THREADS) finish_kernel(const tn_finish f) {
+    if ((int)blockIdx.x < f.piece_count) {
+        const tn_piece piece = f.pieces[blockIdx.x];
+        const tn_weight_gradient w = f.weights[piece.item];
+        finish_piece(f, w, piece.first);
+        if (!last_to_arrive(f.arrived + 1 + piece.item, (unsigned)w.pieces)) return;
+        if (w.dot) finish_dot(f, w);
+        if (!last_to_arrive(f.arrived, (unsigned)f.weight_count)) return;
+    }
+    finish_scalars(f);
+    __syncthreads(); /* their flag is up */
+    bool any = false;
+    for (int i = threadIdx.x; i < f.flag_count; i += THREADS) any = any || __ldcg(f.flags + i) != 0;
+    if (__syncthreads_or(any) && threadIdx.x == 0) *f.stop = 1;
+}
+
+cudaError_t tn_launch_finish(const tn_finish *finish, cudaStream_t stream) {
+    const tn_finish f = *finish;
+    if (f.weight_count < 0 || f.piece_count < f.weight_count || f.scalar_count < f.wide_count ||
+        f.wide_count < 0 || f.flag_count < 0)
+        return cudaErrorInvalidValue;
+    TN_LAUNCH(finish_kernel, f.piece_count ? (unsigned)f.piece_count : 1u, THREADS, 0, stream, f);
     return cudaGetLastError();
 }

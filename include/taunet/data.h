@@ -30,7 +30,7 @@ typedef struct tn_raw_image {
  * tn_batch.images would hold. Row i shows image order[first + i], mixed, where there are partners, with image
  * order[partner[i]]: own * this + (1 - own) * that. */
 typedef struct tn_raw_batch {
-    const float *table; /* [channels][256]: the normalised value of each byte */
+    const float *table; /* [channels][256]: the normalised value of each byte, a finite number */
     /* All images of the split [count][height][width][channels], as they were given to tn_engine_hold_images,
      * and how each is augmented (src/data/augment.h); or NULL, and `count` images that are resized. */
     const uint8_t *pixels;

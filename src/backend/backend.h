@@ -63,6 +63,15 @@ typedef struct tn_plan {
     char implementation[3][48]; /* forward, backward data, backward weights; "" where there is none */
 } tn_plan;
 
+/* What a step reads and leaves beside the flat buffers, in backend memory. */
+typedef struct tn_step_memory {
+    int *gradient_flags, *parameter_flags; /* [node_count + 1]: of nodes, and of scalars' gradients */
+    const int *flags;                      /* [flag_count]: all there are */
+    int flag_count;
+    int *stop;
+    const float *rates; /* [TN_GROUP_FIXED]: learning rates of the optimizer groups */
+} tn_step_memory;
+
 /* Flat host- or device-resident buffers of one training state. */
 typedef struct tn_flat {
     float *values, *grads, *momentum; /* param_floats each */
@@ -141,6 +150,17 @@ typedef struct tn_backend_ops {
     tn_status (*check)(tn_backend *backend, const float *values, size_t count, int *nonfinite);
     /* to[i] += from[i] */
     void (*add)(tn_backend *backend, float *to, const float *from, size_t count);
+    /* mean[i] += rate (values[i] - mean[i]); nothing where *stop is set. */
+    tn_status (*average)(tn_backend *backend, float *mean, const float *values, size_t count, float rate,
+                         const int *stop);
+    /* Sum over i of (parts[0][i] + parts[1][i] + ... - shift)^2 of gradients or outputs of `tensor`, in a
+     * fixed order, to the host; count >= 1. For probes. */
+    tn_status (*square_sum)(tn_backend *backend, const tn_model *model, int tensor, const float *const *parts,
+                            int count, float shift, size_t floats, double *out);
+
+    /* What follows is for backends with the host's memory; asynchronous ones have finish_all and update_all
+     * in its place. */
+
     /* Gradients of scalar parameters from the sums of nodes, in node order (architecture.md 3.3):
      *   terms  dparam += factor * (scaled ? s : 1) * sum dz,     carry  dparam += sum dy,
      *   scale  dparam += factor * (<G, W> + sum over scaled terms of value * sum dz);
@@ -152,23 +172,18 @@ typedef struct tn_backend_ops {
     /* v = momentum v + g + decay w; w -= *lr v (models.md 1.4); nothing where *stop is set. */
     tn_status (*sgd)(tn_backend *backend, float *values, const float *grads, float *momentum, size_t count,
                      const float *lr, float mu, float decay, const int *stop);
-    /* mean[i] += rate (values[i] - mean[i]); nothing where *stop is set. */
-    tn_status (*average)(tn_backend *backend, float *mean, const float *values, size_t count, float rate,
-                         const int *stop);
-    /* Sum over i of (parts[0][i] + parts[1][i] + ... - shift)^2 of gradients or outputs of `tensor`, in a
-     * fixed order, to the host; count >= 1. For probes. */
-    tn_status (*square_sum)(tn_backend *backend, const tn_model *model, int tensor, const float *const *parts,
-                            int count, float shift, size_t floats, double *out);
 
     /* What follows is for asynchronous backends; NULL elsewhere. */
 
-    /* Takes the plans of all nodes of the model, in their order, and the flags [node_count] that pack_all and
-     * finish_all are to set. */
+    /* Takes the plans of all nodes of the model, in their order, and what the calls below read and set. */
     tn_status (*prepare)(tn_backend *backend, const tn_model *model, tn_plan *const *plans,
-                         const tn_flat *flat, int *gradient_flags, int *parameter_flags);
-    /* What pack of nodes does, and what their collect has to do, for all nodes. */
-    tn_status (*pack_all)(tn_backend *backend, const tn_model *model, const tn_flat *flat);
+                         const tn_flat *flat, const tn_step_memory *memory);
+    /* What pack of nodes does, for all nodes. */
+    tn_status (*pack_all)(tn_backend *backend);
+    /* What collect of nodes has to do, for all nodes, then scalar_gradients, then `any` of all flags. */
     tn_status (*finish_all)(tn_backend *backend);
+    /* sgd of both groups, then pack_all. */
+    tn_status (*update_all)(tn_backend *backend, float mu, float decay);
     /* Nodes may leave their gradients and sums in parts: brings all those of the steps issued so far to
      * flat.grads and flat.sums. keep = false forgets them, as those of a step that failed. NULL: nodes leave
      * nothing. */

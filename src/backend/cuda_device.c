@@ -333,21 +333,7 @@ size_t tn_cuda_element_bytes(const tn_backend *backend, const tn_model *model, i
 /* ---- flat buffers and sums ---- */
 
 static tn_status check(tn_backend *backend, const float *values, size_t count, int *nonfinite) {
-    tn_cuda *cuda = tn_cuda_of(backend);
-    double *sum = (double *)(void *)((char *)cuda->sum_workspace + TN_SUM_WORKSPACE);
-    TN_CUDA(
-        tn_launch_square_sum(count, TN_STORE_F32, values, cuda->sum_workspace, sum, nonfinite, cuda->stream));
-    return TN_OK;
-}
-
-static tn_status any(tn_backend *backend, const int *flags, int count, int *stop) {
-    TN_CUDA(tn_launch_any_flag(count, flags, stop, tn_cuda_of(backend)->stream));
-    return TN_OK;
-}
-
-static tn_status sgd(tn_backend *backend, float *values, const float *grads, float *momentum, size_t count,
-                     const float *lr, float mu, float decay, const int *stop) {
-    TN_CUDA(tn_launch_sgd(count, values, grads, momentum, lr, mu, decay, stop, tn_cuda_of(backend)->stream));
+    TN_CUDA(tn_launch_check(count, values, nonfinite, tn_cuda_of(backend)->stream));
     return TN_OK;
 }
 
@@ -471,15 +457,13 @@ const tn_backend_ops tn_cuda_backend = {.name = "cuda",
                                         .clear = clear,
                                         .read = read_activation,
                                         .check = check,
-                                        .scalar_gradients = tn_cuda_scalar_gradients,
-                                        .any = any,
-                                        .sgd = sgd,
                                         .average = average,
                                         .square_sum = square_sum,
                                         .prepare = tn_cuda_prepare,
                                         .pack_all = tn_cuda_pack_all,
                                         .settle = tn_cuda_settle,
                                         .finish_all = tn_cuda_finish_all,
+                                        .update_all = tn_cuda_update_all,
                                         .span = tn_cuda_span,
                                         .span_plan = tn_cuda_span_plan,
                                         .spans = &tn_cuda_stage,

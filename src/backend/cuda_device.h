@@ -46,21 +46,14 @@ typedef struct tn_cuda_waiting {
     int count, chunk;
 } tn_cuda_waiting;
 
-/* Tables of kernels.h for whole models, in device memory. */
+/* What kernels.h takes for whole models: tables in device memory. */
+#define TN_CUDA_MEMORIES 12
 typedef struct tn_cuda_tables {
-    tn_node_terms *terms;
-    tn_pack_item *pack;
-    tn_piece *pack_pieces;
-    int pack_piece_count;
-    tn_weight_gradient *gradients;
-    int gradient_count;
-    tn_piece *gradient_pieces;
-    int gradient_piece_count;
-    double *dots; /* scratch, [gradient_piece_count] */
-    tn_scalar *scalars;
-    int scalar_count;
-    tn_share *shares;
-    int *parameter_flags;
+    tn_finish finish;
+    tn_update update; /* without rates: packing alone */
+    const float *rates;
+    void *memories[TN_CUDA_MEMORIES]; /* all that must be freed */
+    int memory_count;
 } tn_cuda_tables;
 
 typedef struct tn_cuda {
@@ -78,7 +71,7 @@ typedef struct tn_cuda {
     size_t columns_bytes; /* im2col works in slices of rows of at most this size */
     size_t parts_bytes;   /* at most, of parts that wait; more where one layer alone has more */
     tn_cuda_arch arch;    /* what plans are made for */
-    float *scalars;       /* [node_count][4], see tn_launch_node_scalars */
+    float *scalars;       /* [node_count][4], tn_update.node_scalars */
     tn_cuda_waiting waiting;
     tn_cuda_tables tables;
 } tn_cuda;
@@ -153,11 +146,10 @@ tn_merge_item tn_cuda_sums_item(const tn_plan *plan, const tn_flat *flat, int co
 
 /* cuda_tables.c: what is done for a whole model at once. */
 tn_status tn_cuda_prepare(tn_backend *backend, const tn_model *model, tn_plan *const *plans,
-                          const tn_flat *flat, int *gradient_flags, int *parameter_flags);
-tn_status tn_cuda_pack_all(tn_backend *backend, const tn_model *model, const tn_flat *flat);
+                          const tn_flat *flat, const tn_step_memory *memory);
+tn_status tn_cuda_pack_all(tn_backend *backend);
 tn_status tn_cuda_finish_all(tn_backend *backend);
-tn_status tn_cuda_scalar_gradients(tn_backend *backend, const tn_model *model, const tn_flat *flat,
-                                   int *nonfinite);
+tn_status tn_cuda_update_all(tn_backend *backend, float mu, float decay);
 void tn_cuda_free_tables(tn_cuda *cuda);
 
 /* cuda_images.c: batches made of bytes. */
@@ -166,11 +158,22 @@ tn_status tn_cuda_make_images(tn_backend *backend, const tn_batch *batch, int ch
                               float *images);
 void tn_cuda_free_images(tn_cuda *cuda);
 
-/* What a plan packs: layouts of its weight, scaled by s, and copies of its vectors, which are only looked at.
- */
+/* A packed copy of a parameter [out][in][taps]; members as in tn_pack and tn_weight of kernels.h. */
+typedef struct tn_pack_item {
+    int layout, store;
+    int out, in, taps, ld;
+    int identity;
+} tn_pack_item;
+/* Elements of the copy. */
+static inline size_t tn_pack_count(const tn_pack_item *item) {
+    return (size_t)item->out * (size_t)(item->layout == TN_PACK_GEMM ? item->ld : item->in * item->taps);
+}
+
+/* What a plan packs: layouts of its weight, scaled by s, and copies of its vectors. */
 #define TN_CUDA_PACKS 3
 typedef struct tn_cuda_pack {
-    tn_pack_item item; /* without from, s, nonfinite */
+    tn_pack_item item;
+    void *to;
     int param;
     bool scaled;
 } tn_cuda_pack;
@@ -201,7 +204,7 @@ tn_status tn_cuda_span_plan(tn_backend *backend, const tn_model *model, int node
 /* Fills the head of a plan of `size` bytes and allocates it on the host. */
 tn_status tn_cuda_plan_make(tn_backend *backend, const tn_model *model, int node, int chunk_rows,
                             bool training, size_t size, void *out);
-/* Adds a packed copy of a parameter; *memory is allocated. */
+/* Adds a packed copy of a parameter; memory is allocated, and zero where the layout leaves gaps. */
 tn_status tn_cuda_plan_pack(tn_cuda_plan *plan, tn_pack_item item, int param, bool scaled, void *memory);
 static inline size_t tn_cuda_floats(tn_shape s) {
     return (size_t)s.channels * (size_t)s.height * (size_t)s.width;

@@ -8,7 +8,7 @@ typedef struct norm_plan {
     tn_cuda_plan base;
     int channels;
     double *moments; /* [2][channels] */
-    float *floats;   /* the vectors below, and copies of gamma and beta */
+    float *floats;   /* the vectors below */
     tn_norm_vectors vectors;
     float *slopes; /* [2][channels] */
     uint32_t *mask;
@@ -26,29 +26,17 @@ static void norm_free(tn_plan *head) {
 
 static tn_status allocate(norm_plan *plan) {
     tn_backend *backend = &plan->base.cuda->head;
-    const tn_node *node = plan->base.head.node;
     size_t c = (size_t)plan->channels, elements = tn_cuda_floats(plan->base.out) * (size_t)plan->base.rows,
            mask_bytes = (elements + 31) / 32 * sizeof(uint32_t);
     TN_TRY(tn_cuda_alloc(backend, &plan->moments, 2 * c * sizeof(double), "batch statistics"));
-    TN_TRY(tn_cuda_alloc(backend, &plan->floats, 8 * c * sizeof(float), "batch statistics"));
+    TN_TRY(tn_cuda_alloc(backend, &plan->floats, 6 * c * sizeof(float), "batch statistics"));
     float *f = plan->floats;
     plan->vectors = (tn_norm_vectors){.mean = f, .inv_std = f + c, .factor = f + 2 * c, .shift = f + 3 * c};
     plan->slopes = f + 4 * c;
-    plan->base.head.bytes = 2 * c * sizeof(double) + 8 * c * sizeof(float);
-    /* gamma and beta are copied where every parameter is looked at; the copies are not used. */
-    int params[] = {node->gamma, node->beta};
-    for (int i = 0; i < 2; i++) {
-        tn_pack_item item = {.layout = TN_PACK_GEMM,
-                             .store = TN_STORE_F32,
-                             .out = 1,
-                             .in = plan->channels,
-                             .taps = 1,
-                             .ld = plan->channels};
-        TN_TRY(tn_cuda_plan_pack(&plan->base, item, params[i], false, f + (6 + (size_t)i) * c));
-    }
+    plan->base.head.bytes = 2 * c * sizeof(double) + 6 * c * sizeof(float);
     plan->base.head.scratch_bytes =
         tn_norm_workspace(tn_cuda_pixels(&plan->base, plan->base.rows), plan->channels);
-    if (!plan->base.training || !node->relu) return TN_OK;
+    if (!plan->base.training || !plan->base.head.node->relu) return TN_OK;
     plan->base.head.bytes += mask_bytes;
     return tn_cuda_alloc(backend, &plan->mask, mask_bytes, "masks");
 }

@@ -1,5 +1,5 @@
-/* Heads of plans, and what is done for a whole model in a few launches: packing of parameters, gradients of
- * scaled weights, gradients of scalars. The tables that say what is where are made once. */
+/* Heads of plans, and what is done for a whole model in a launch: gradients finished, parameters updated and
+ * packed. The tables that say what is where are made once. */
 #include <string.h>
 
 #include "backend/cuda_device.h"
@@ -28,8 +28,8 @@ tn_status tn_cuda_plan_make(tn_backend *backend, const tn_model *model, int node
 
 tn_status tn_cuda_plan_pack(tn_cuda_plan *plan, tn_pack_item item, int param, bool scaled, void *memory) {
     TN_ASSERT(plan->pack_count < TN_CUDA_PACKS);
-    item.to = memory;
-    plan->packs[plan->pack_count++] = (tn_cuda_pack){.item = item, .param = param, .scaled = scaled};
+    plan->packs[plan->pack_count++] =
+        (tn_cuda_pack){.item = item, .to = memory, .param = param, .scaled = scaled};
     return TN_OK;
 }
 
@@ -75,19 +75,19 @@ static tn_status push(list *l, const void *item, size_t size) {
     return TN_OK;
 }
 
-/* Cuts `elements` of item `item` into pieces. */
-static tn_status push_pieces(list *pieces, int item, size_t elements) {
-    for (size_t first = 0; first < elements; first += TN_PIECE) {
-        tn_piece piece = {.item = item, .first = first};
-        TN_TRY(push(pieces, &piece, sizeof piece));
-    }
+/* Device memory, zeroed, that lives as long as the tables. */
+static tn_status reserve(tn_cuda *cuda, void *out, size_t bytes) {
+    tn_cuda_tables *t = &cuda->tables;
+    TN_ASSERT(t->memory_count < TN_CUDA_MEMORIES);
+    TN_TRY(tn_cuda_alloc(&cuda->head, out, bytes, "tables"));
+    t->memories[t->memory_count++] = *(void **)out;
     return TN_OK;
 }
 
 /* Moves a table to the device and frees it here. */
 static tn_status settle(tn_cuda *cuda, list *l, size_t size, void *out, int *count) {
-    if (count) *count = (int)l->count;
-    tn_status status = tn_cuda_alloc(&cuda->head, out, l->count * size, "tables");
+    *count = (int)l->count;
+    tn_status status = reserve(cuda, out, l->count * size);
     if (status == TN_OK && l->count > 0)
         status = tn_cuda_upload(&cuda->head, *(void **)out, l->items, l->count * size);
     tn_free(l->items);
@@ -117,7 +117,8 @@ static tn_status make_terms(tn_cuda *cuda, const tn_model *m) {
         tn_node_terms t = terms_of(m, &m->nodes[i]);
         status = push(&terms, &t, sizeof t);
     }
-    tn_status settled = settle(cuda, &terms, sizeof(tn_node_terms), &cuda->tables.terms, NULL);
+    tn_update *u = &cuda->tables.update;
+    tn_status settled = settle(cuda, &terms, sizeof(tn_node_terms), &u->nodes, &u->node_count);
     TN_TRY(status);
     return settled;
 }
@@ -141,7 +142,8 @@ static tn_status push_shares(const tn_model *m, int param, list *shares) {
     return TN_OK;
 }
 
-static tn_status push_scalars(const tn_model *m, list *scalars, list *shares) {
+/* The scalars that are wide, or those that are not. */
+static tn_status push_scalars(const tn_model *m, bool wide, list *scalars, list *shares) {
     for (int p = 0; p < m->param_count; p++) {
         if (m->params[p].group != TN_GROUP_SCALARS) continue;
         tn_scalar scalar = {.place = (int)m->params[p].offset,
@@ -149,42 +151,32 @@ static tn_status push_scalars(const tn_model *m, list *scalars, list *shares) {
                             .grad_factor = m->params[p].grad_factor};
         TN_TRY(push_shares(m, p, shares));
         scalar.count = (int)shares->count - scalar.first;
-        TN_TRY(push(scalars, &scalar, sizeof scalar));
+        if ((scalar.count > TN_SHARES_NARROW) == wide)
+            TN_TRY(push(scalars, &scalar, sizeof scalar));
+        else
+            shares->count = (size_t)scalar.first;
     }
     return TN_OK;
 }
 
 static tn_status make_scalars(tn_cuda *cuda, const tn_model *m) {
+    tn_finish *f = &cuda->tables.finish;
     list scalars = {0}, shares = {0};
-    tn_status status = push_scalars(m, &scalars, &shares);
-    tn_status a =
-        settle(cuda, &scalars, sizeof(tn_scalar), &cuda->tables.scalars, &cuda->tables.scalar_count);
-    tn_status b = settle(cuda, &shares, sizeof(tn_share), &cuda->tables.shares, NULL);
+    int share_count;
+    tn_status status = push_scalars(m, true, &scalars, &shares);
+    f->wide_count = (int)scalars.count;
+    if (status == TN_OK) status = push_scalars(m, false, &scalars, &shares);
+    tn_status a = settle(cuda, &scalars, sizeof(tn_scalar), &f->scalars, &f->scalar_count);
+    tn_status b = settle(cuda, &shares, sizeof(tn_share), &f->shares, &share_count);
     TN_TRY(status);
     TN_TRY(a);
     return b;
 }
 
-/* ---- packing and gradients ---- */
+/* ---- gradients of weights ---- */
 
-static tn_status push_packs(tn_cuda *cuda, const tn_model *m, tn_plan *const *plans, const tn_flat *flat,
-                            int *flags, list *items, list *pieces) {
-    for (int i = 0; i < m->node_count; i++) {
-        const tn_cuda_plan *plan = (const tn_cuda_plan *)(void *)plans[i];
-        for (int k = 0; k < plan->pack_count; k++) {
-            tn_pack_item item = plan->packs[k].item;
-            item.from = flat->values + m->params[plan->packs[k].param].offset;
-            item.s = plan->packs[k].scaled ? tn_cuda_s(cuda, &plan->head) : NULL;
-            item.nonfinite = flags + i;
-            TN_TRY(push_pieces(pieces, (int)items->count, tn_pack_count(&item)));
-            TN_TRY(push(items, &item, sizeof item));
-        }
-    }
-    return TN_OK;
-}
-
-static tn_status push_gradients(tn_cuda *cuda, const tn_model *m, tn_plan *const *plans, const tn_flat *flat,
-                                int *flags, list *items, list *pieces) {
+static tn_status push_gradients(const tn_cuda *cuda, const tn_model *m, tn_plan *const *plans,
+                                const tn_flat *flat, int *flags, list *items, list *pieces) {
     for (int i = 0; i < m->node_count; i++) {
         const tn_node *node = &m->nodes[i];
         if (node->kind != TN_NODE_CONV && node->kind != TN_NODE_LINEAR) continue;
@@ -197,84 +189,152 @@ static tn_status push_gradients(tn_cuda *cuda, const tn_model *m, tn_plan *const
                                    .dot = node->scale.param >= 0 ? flat->sums + 3 * (size_t)i + 2 : NULL,
                                    .nonfinite = flags + i,
                                    .first_piece = (int)pieces->count};
-        TN_TRY(push_pieces(pieces, (int)items->count, w->count));
+        for (size_t first = 0; first < w->count; first += TN_PIECE) {
+            tn_piece piece = {.item = (int)items->count, .first = first};
+            TN_TRY(push(pieces, &piece, sizeof piece));
+        }
         item.pieces = (int)pieces->count - item.first_piece;
         TN_TRY(push(items, &item, sizeof item));
     }
     return TN_OK;
 }
 
-static tn_status make_packs(tn_cuda *cuda, const tn_model *m, tn_plan *const *plans, const tn_flat *flat,
-                            int *flags) {
-    tn_cuda_tables *t = &cuda->tables;
-    list items = {0}, pieces = {0};
-    tn_status status = push_packs(cuda, m, plans, flat, flags, &items, &pieces);
-    tn_status a = settle(cuda, &items, sizeof(tn_pack_item), &t->pack, NULL);
-    tn_status b = settle(cuda, &pieces, sizeof(tn_piece), &t->pack_pieces, &t->pack_piece_count);
-    TN_TRY(status);
-    TN_TRY(a);
-    return b;
-}
-
 static tn_status make_gradients(tn_cuda *cuda, const tn_model *m, tn_plan *const *plans, const tn_flat *flat,
                                 int *flags) {
-    tn_cuda_tables *t = &cuda->tables;
+    tn_finish *f = &cuda->tables.finish;
     list items = {0}, pieces = {0};
     tn_status status = push_gradients(cuda, m, plans, flat, flags, &items, &pieces);
-    tn_status a = settle(cuda, &items, sizeof(tn_weight_gradient), &t->gradients, &t->gradient_count);
-    tn_status b = settle(cuda, &pieces, sizeof(tn_piece), &t->gradient_pieces, &t->gradient_piece_count);
+    tn_status a = settle(cuda, &items, sizeof(tn_weight_gradient), &f->weights, &f->weight_count);
+    tn_status b = settle(cuda, &pieces, sizeof(tn_piece), &f->pieces, &f->piece_count);
     TN_TRY(status);
     TN_TRY(a);
     TN_TRY(b);
-    return tn_cuda_alloc(&cuda->head, &t->dots, (size_t)t->gradient_piece_count * sizeof(double), "tables");
+    TN_TRY(reserve(cuda, &f->partial, (size_t)f->piece_count * sizeof *f->partial));
+    return reserve(cuda, &f->arrived, ((size_t)f->weight_count + 1) * sizeof *f->arrived);
+}
+
+/* ---- weights and their copies ---- */
+
+static tn_weight weight_of(const tn_cuda_plan *plan, int param, int *flag) {
+    const tn_model *m = plan->head.model;
+    const tn_param *p = &m->params[param];
+    const tn_scale *s = &plan->head.node->scale;
+    tn_weight w = {.first = p->offset,
+                   .out = p->rank > 1 ? p->dims[0] : 1,
+                   .in = p->rank > 1 ? p->dims[1] : (int)p->count,
+                   .taps = p->rank > 2 ? p->dims[2] * p->dims[3] : 1,
+                   .trained = p->group == TN_GROUP_WEIGHTS,
+                   .scale_factor = 1,
+                   .scale = -1,
+                   .nonfinite = flag};
+    for (int i = 0; i < plan->pack_count; i++) {
+        const tn_cuda_pack *pack = &plan->packs[i];
+        if (pack->param != param) continue;
+        TN_ASSERT(w.pack_count < TN_PACKS);
+        w.packs[w.pack_count++] = (tn_pack){
+            .layout = pack->item.layout, .store = pack->item.store, .ld = pack->item.ld, .to = pack->to};
+        w.identity = pack->item.identity;
+        if (!pack->scaled) continue;
+        w.scale_factor = s->factor;
+        w.scale = s->param >= 0 ? (int)m->params[s->param].offset : -1;
+    }
+    if (!tn_update_tile(&w)) TN_ASSERT(!"a kernel with more taps than a tile holds");
+    return w;
+}
+
+static tn_status push_weight(const tn_weight *w, list *weights, list *tiles) {
+    for (int out = 0; out < w->out; out += w->tile_out)
+        for (int in = 0; in < w->in; in += w->tile_in) {
+            tn_tile tile = {.item = (int)weights->count, .out = out, .in = in};
+            TN_TRY(push(tiles, &tile, sizeof tile));
+        }
+    return push(weights, w, sizeof *w);
+}
+
+static tn_status push_weights(const tn_model *m, tn_plan *const *plans, int *flags, list *weights,
+                              list *tiles) {
+    for (int i = 0; i < m->node_count; i++) {
+        const tn_node *node = &m->nodes[i];
+        const int params[] = {node->weight, node->bias, node->gamma, node->beta};
+        for (int k = 0; k < 4; k++) {
+            if (params[k] < 0) continue;
+            const tn_weight w = weight_of((const tn_cuda_plan *)(const void *)plans[i], params[k], flags + i);
+            TN_TRY(push_weight(&w, weights, tiles));
+        }
+    }
+    return TN_OK;
+}
+
+static tn_status make_weights(tn_cuda *cuda, const tn_model *m, tn_plan *const *plans, int *flags) {
+    tn_update *u = &cuda->tables.update;
+    list weights = {0}, tiles = {0};
+    int weight_count;
+    tn_status status = push_weights(m, plans, flags, &weights, &tiles);
+    tn_status a = settle(cuda, &weights, sizeof(tn_weight), &u->weights, &weight_count);
+    tn_status b = settle(cuda, &tiles, sizeof(tn_tile), &u->tiles, &u->tile_count);
+    TN_TRY(status);
+    TN_TRY(a);
+    TN_TRY(b);
+    return reserve(cuda, &u->arrived, sizeof *u->arrived);
 }
 
 tn_status tn_cuda_prepare(tn_backend *backend, const tn_model *m, tn_plan *const *plans, const tn_flat *flat,
-                          int *gradient_flags, int *parameter_flags) {
+                          const tn_step_memory *memory) {
     tn_cuda *cuda = tn_cuda_of(backend);
-    TN_TRY(tn_cuda_alloc(backend, &cuda->scalars, 4 * (size_t)m->node_count * sizeof(float), "scalars"));
+    tn_cuda_tables *t = &cuda->tables;
+    TN_TRY(reserve(cuda, &cuda->scalars, 4 * (size_t)m->node_count * sizeof(float)));
+    t->update = (tn_update){.values = flat->values,
+                            .grads = flat->grads,
+                            .momentum = flat->momentum,
+                            .scalar_first = (int)m->weight_floats,
+                            .scalar_end = (int)m->trained_floats,
+                            .node_scalars = cuda->scalars,
+                            .node_flags = memory->parameter_flags,
+                            .stop = memory->stop};
     TN_TRY(make_terms(cuda, m));
-    TN_TRY(make_packs(cuda, m, plans, flat, parameter_flags));
-    cuda->tables.parameter_flags = parameter_flags;
+    TN_TRY(make_weights(cuda, m, plans, memory->parameter_flags));
     if (!flat->grads) return TN_OK;
     TN_TRY(tn_cuda_alloc_parts(cuda, m->node_count, plans));
-    TN_TRY(make_gradients(cuda, m, plans, flat, gradient_flags));
+    t->rates = memory->rates;
+    t->finish = (tn_finish){.node_scalars = cuda->scalars,
+                            .sums = flat->sums,
+                            .grads = flat->grads,
+                            .nonfinite = memory->gradient_flags + m->node_count,
+                            .flags = memory->flags,
+                            .flag_count = memory->flag_count,
+                            .stop = memory->stop};
+    TN_TRY(make_gradients(cuda, m, plans, flat, memory->gradient_flags));
     return make_scalars(cuda, m);
 }
 
 void tn_cuda_free_tables(tn_cuda *cuda) {
     tn_cuda_tables *t = &cuda->tables;
-    void *memories[] = {t->terms, t->pack,    t->pack_pieces, t->gradients, t->gradient_pieces,
-                        t->dots,  t->scalars, t->shares,      cuda->scalars};
-    for (size_t i = 0; i < sizeof memories / sizeof *memories; i++) tn_cuda_release(&cuda->head, memories[i]);
+    for (int i = 0; i < t->memory_count; i++) tn_cuda_release(&cuda->head, t->memories[i]);
+    *t = (tn_cuda_tables){0};
+    cuda->scalars = NULL;
     tn_cuda_free_parts(cuda);
 }
 
 /* ---- work ---- */
 
-tn_status tn_cuda_pack_all(tn_backend *backend, const tn_model *m, const tn_flat *flat) {
+tn_status tn_cuda_pack_all(tn_backend *backend) {
     tn_cuda *cuda = tn_cuda_of(backend);
-    const tn_cuda_tables *t = &cuda->tables;
-    TN_CUDA(tn_launch_node_scalars(m->node_count, t->terms, flat->values, cuda->scalars, t->parameter_flags,
-                                   cuda->stream));
-    TN_CUDA(tn_launch_pack(t->pack, t->pack_piece_count, t->pack_pieces, cuda->stream));
+    TN_CUDA(tn_launch_update(&cuda->tables.update, cuda->stream));
     return TN_OK;
 }
 
 tn_status tn_cuda_finish_all(tn_backend *backend) {
     tn_cuda *cuda = tn_cuda_of(backend);
-    const tn_cuda_tables *t = &cuda->tables;
-    TN_CUDA(tn_launch_weight_gradients(t->gradient_count, t->gradients, t->gradient_piece_count,
-                                       t->gradient_pieces, t->dots, cuda->stream));
+    TN_CUDA(tn_launch_finish(&cuda->tables.finish, cuda->stream));
     return TN_OK;
 }
 
-tn_status tn_cuda_scalar_gradients(tn_backend *backend, const tn_model *m, const tn_flat *flat,
-                                   int *nonfinite) {
+tn_status tn_cuda_update_all(tn_backend *backend, float mu, float decay) {
     tn_cuda *cuda = tn_cuda_of(backend);
-    const tn_cuda_tables *t = &cuda->tables;
-    (void)m;
-    TN_CUDA(tn_launch_scalar_gradients(t->scalar_count, t->scalars, t->shares, cuda->scalars, flat->sums,
-                                       flat->grads, nonfinite, cuda->stream));
+    tn_update update = cuda->tables.update;
+    update.rates = cuda->tables.rates;
+    update.mu = mu;
+    update.decay = decay;
+    TN_CUDA(tn_launch_update(&update, cuda->stream));
     return TN_OK;
 }

@@ -49,7 +49,7 @@ static tn_status pack_node(void *context, int node, int worker) {
 tn_status tn_engine_issue_pack(tn_engine *e) {
     const tn_backend_ops *ops = e->backend->ops;
     TN_TRY(clear_flags(e, TN_FLAG_PARAMETER, TN_FLAG_KINDS));
-    if (ops->pack_all) return ops->pack_all(e->backend, e->model, &e->flat);
+    if (ops->pack_all) return ops->pack_all(e->backend);
     return tn_pool_run(e->pool, e->model->node_count, pack_node, e);
 }
 
@@ -180,7 +180,8 @@ tn_status tn_engine_run_chunk(void *context, int index, int worker) {
     tn_engine *e = run->engine;
     int *flags = tn_engine_flags(e, TN_FLAG_OUTPUT, worker);
     tn_chunk chunk = chunk_of(run, index);
-    if (run->segment == 0 && run->training)
+    /* Images that a device makes of bytes are finite, as their table is (data.h). */
+    if (run->segment == 0 && run->training && !run->batch->raw)
         TN_TRY(e->backend->ops->check(e->backend, chunk.images,
                                       (size_t)e->config.micro_batch * image_floats(run->batch),
                                       flags + e->model->node_count));

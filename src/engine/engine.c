@@ -161,12 +161,21 @@ static tn_status join(tn_engine *e) {
     return tn_alloc(&e->first_row, (size_t)e->ranks + 1, sizeof(int), "ranks");
 }
 
+tn_step_memory tn_engine_step_memory(const tn_engine *e) {
+    return (tn_step_memory){.gradient_flags = tn_engine_flags(e, TN_FLAG_GRADIENT, 0),
+                            .parameter_flags = tn_engine_flags(e, TN_FLAG_PARAMETER, 0),
+                            .flags = e->report.flags,
+                            .flag_count = (int)flag_count(e),
+                            .stop = e->report.stop,
+                            .rates = e->inputs.rates};
+}
+
 static tn_status prepare(tn_engine *e) {
     const tn_backend_ops *ops = e->backend->ops;
-    return ops->prepare ? ops->prepare(e->backend, e->model, tn_executor_plans(e->executor), &e->flat,
-                                       tn_engine_flags(e, TN_FLAG_GRADIENT, 0),
-                                       tn_engine_flags(e, TN_FLAG_PARAMETER, 0))
-                        : TN_OK;
+    const tn_step_memory memory = tn_engine_step_memory(e);
+    return ops->prepare
+               ? ops->prepare(e->backend, e->model, tn_executor_plans(e->executor), &e->flat, &memory)
+               : TN_OK;
 }
 
 static tn_status create(tn_engine *e) {

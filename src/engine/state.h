@@ -41,7 +41,7 @@ typedef struct tn_report {
 /* What distinguishes steps that a backend records; in the order of its slots. */
 typedef struct tn_recording {
     int rows, chunks;
-    bool labels, update;
+    bool raw, labels, update;
     float momentum, decay;
     tn_device_work work; /* that it holds */
 } tn_recording;
@@ -208,6 +208,9 @@ int *tn_engine_flags(const tn_engine *engine, tn_flag_kind kind, int worker);
 bool tn_engine_flagged(const tn_engine *engine, tn_flag_kind kind, int node);
 /* The failure that names the layer of bad_node. */
 tn_status tn_engine_fail_weights(const tn_engine *engine);
+
+/* What a backend that prepares itself is given. */
+tn_step_memory tn_engine_step_memory(const tn_engine *engine);
 
 const tn_node_ops *tn_engine_node_ops(const tn_engine *engine, int node);
 void tn_engine_trace_work(tn_engine *engine, int worker, const char *name, const char *category,

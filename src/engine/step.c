@@ -36,7 +36,6 @@ static tn_status run_segment(tn_batch_run *run) {
 static tn_status issue_gradients(tn_engine *e, const tn_batch *batch) {
     const tn_program *program = tn_executor_program(e->executor, true);
     const tn_backend_ops *ops = e->backend->ops;
-    int *flags = tn_engine_flags(e, TN_FLAG_GRADIENT, 0);
     tn_batch_run run = {.engine = e, .batch = batch, .training = true, .share = tn_engine_share(e, batch)};
     TN_TRY(tn_device_sums_begin(&run));
     if (ops->settle) TN_TRY(ops->settle(e->backend, false));
@@ -44,10 +43,12 @@ static tn_status issue_gradients(tn_engine *e, const tn_batch *batch) {
     if (ops->settle) TN_TRY(ops->settle(e->backend, true));
     TN_TRY(tn_sums_finish(e));
     TN_TRY(ops->host_memory ? tn_ranks_sum_norms(e, batch) : tn_device_sums_finish(&run));
-    if (ops->finish_all) TN_TRY(ops->finish_all(e->backend));
-    TN_TRY(ops->scalar_gradients(e->backend, e->model, &e->flat, flags + e->model->node_count));
-    if (ops->host_memory) TN_TRY(tn_ranks_share_flags(e));
-    /* Parameters too: a step may be issued before anybody has seen that the last one spoiled them. */
+    /* The stop flag follows from those of parameters too: a step may be issued before anybody has seen that
+     * the last one spoiled them. */
+    if (ops->finish_all) return ops->finish_all(e->backend);
+    TN_TRY(ops->scalar_gradients(e->backend, e->model, &e->flat,
+                                 tn_engine_flags(e, TN_FLAG_GRADIENT, 0) + e->model->node_count));
+    TN_TRY(tn_ranks_share_flags(e));
     return ops->any(e->backend, e->report.flags, (int)(e->report.stop - e->report.flags), e->report.stop);
 }
 
@@ -105,7 +106,20 @@ static tn_status set_rates(tn_engine *e, const tn_sgd *sgd) {
     return e->backend->ops->upload(e->backend, e->inputs.rates, rates, sizeof rates);
 }
 
+/* Where the backend does it at once, for all parameters. Flags of parameters that are up stay so until others
+ * are packed. */
+static tn_status update_at_once(tn_engine *e, const tn_sgd *sgd) {
+    const tn_model *m = e->model;
+    double start = tn_now();
+    TN_TRY(e->backend->ops->update_all(e->backend, (float)sgd->momentum, (float)sgd->weight_decay));
+    TN_TRY(tn_engine_average(e, 0, m->trained_floats));
+    TN_TRY(tn_engine_average(e, m->param_floats, m->state_floats));
+    tn_engine_trace_work(e, 0, "sgd", "update", start);
+    return TN_OK;
+}
+
 static tn_status issue_update(tn_engine *e, const tn_sgd *sgd) {
+    if (e->backend->ops->update_all) return update_at_once(e, sgd);
     update_run run = {.engine = e, .sgd = sgd, .pieces = e->config.threads};
     TN_TRY(tn_pool_run(e->pool, 2 * run.pieces + 1, update_piece, &run));
     return tn_engine_issue_pack(e);
@@ -131,8 +145,8 @@ static bool has_norms(const tn_model *m) {
 }
 
 static bool same_recording(const tn_recording *a, const tn_recording *b) {
-    return a->rows == b->rows && a->chunks == b->chunks && a->labels == b->labels && a->update == b->update &&
-           a->momentum == b->momentum && a->decay == b->decay;
+    return a->rows == b->rows && a->chunks == b->chunks && a->raw == b->raw && a->labels == b->labels &&
+           a->update == b->update && a->momentum == b->momentum && a->decay == b->decay;
 }
 
 /* The slot for this kind of step. Without norms a step does not depend on how many rows of its chunks count.
@@ -141,6 +155,7 @@ static int slot_of(tn_engine *e, const tn_batch *b, const tn_sgd *sgd, bool *fre
     tn_batch_share share = tn_engine_share(e, b);
     tn_recording wanted = {.rows = has_norms(e->model) ? share.rows : 0,
                            .chunks = share.chunks,
+                           .raw = b->raw != NULL,
                            .labels = b->labels != NULL,
                            .update = sgd != NULL,
                            .momentum = sgd ? (float)sgd->momentum : 0,

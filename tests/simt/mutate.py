@@ -6,16 +6,20 @@
     tests/simt/mutate.py --check             only looks whether every text stands once in its file
 
 A fault is caught when a test fails, the machine stops the program, or results differ between thread orders. Exit 0
-when all are caught."""
+when all are caught. What was caught in one build is not built in the other, and a program ends at its first failure.
+Faults are printed as they are done, those with the smallest tests first."""
 import concurrent.futures
 import os
 import pathlib
 import queue
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import run as runner  # noqa: E402
@@ -24,13 +28,50 @@ from mutations import MUTATIONS  # noqa: E402
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 COPIED = ["Makefile", "bench/gpu.mk", "kernels", "tests/simt", "tests/support",
           "tests/unit/temp_folder.h", "src", "include"]
-BUILT = ["simt/plain", "simt/check", "src", "tests/support", "libtaunet.a"]
+BUILT = ["simt/plain", "simt/check", "src", "tests/support", "libtaunet.a", "found"]
 ARCHIVES = ["simt/plain/libtested.a", "simt/check/libtested.a", "libtaunet.a"]
+# A program has this much of a processor's time (a fault may make it run for ever), and this long on a busy machine.
+PROCESSOR_SECONDS, SECONDS = 400, 3000
+ENDED = re.compile(rb"^\[  FAILED  \] ", re.M)
 
 
 def copy(source, target):
     target.parent.mkdir(parents=True, exist_ok=True)
     (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+
+
+def link(source, target):
+    """Objects and archives are replaced, never written to: a second name will do. Programs are made when needed."""
+    files = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
+    for path in files:
+        to = target / path.relative_to(source) if source.is_dir() else target
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".o", ".a"):
+            os.link(path, to)
+        elif path.suffix in (".d", ""):
+            if path.suffix or path.name == "found":
+                shutil.copy2(path, to)
+
+
+def run(program, seed):
+    """Like runner.run, but ends the program at its first failure."""
+    def limit():
+        resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS + 5))
+    process = subprocess.Popen([program], env=runner.environment(program, seed), stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                               preexec_fn=limit)
+    late = threading.Timer(SECONDS, lambda: os.killpg(process.pid, signal.SIGKILL))
+    late.start()
+    output = b""
+    for line in process.stdout:
+        output += line
+        if ENDED.match(line):
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    process.stdout.close()
+    code = process.wait()
+    late.cancel()
+    return code, output.decode(errors="replace"), 0
 
 
 class Tree:
@@ -42,61 +83,57 @@ class Tree:
             copy(ROOT / name, folder / name)
         for name in BUILT:
             if (build / name).exists():
-                copy(build / name, folder / "build" / name)
+                link(build / name, folder / "build" / name)
 
-    def saved(self, sources):
+    def built_from(self, sources):
         """Everything that compiling these sources replaces."""
-        files = [self.root / "build" / name for name in ARCHIVES if (self.root / "build" / name).exists()]
-        for source in sources:
-            files += [self.root / source]
-            for folder in ("build/simt/plain", "build/simt/check", "build"):
-                files += (self.root / folder).glob(str(pathlib.PurePath(source).with_suffix(".*")))
-        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+        files = [self.root / "build" / name for name in ARCHIVES]
+        for folder in ("build/simt/plain", "build/simt/check", "build"):
+            files += [self.root / folder / pathlib.PurePath(source).with_suffix(".o") for source in sources]
+        return [path for path in files if path.exists()]
 
-    def make(self, targets):
-        command = ["make", "--no-print-directory", "-s", "SIMT_WARN=-w", "CUDA=no", *targets]
+    def make(self, build, programs):
+        targets = [f"build/simt/{build}/{name}" for name in programs]
+        command = ["make", "--no-print-directory", "-s", "SIMT_WARN=-w", "SIMT_DEBUG=", "CUDA=no", *targets]
         done = subprocess.run(command, cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True)
-        return None if done.returncode == 0 else done.stdout
+        if done.returncode != 0:
+            raise RuntimeError(f"does not compile:\n{done.stdout[-2000:]}")
 
-    def tests(self, programs):
-        """Runs the programs until one notices; returns how, or None. The build that is quick and finds wrong results
-        comes first, that which finds races and accesses out of bounds second."""
-        for build in ("plain", "check"):
-            for name in programs:
-                first = None
-                for seed in runner.orders(f"{build}/{name}"):
-                    result = runner.run(str(self.root / f"build/simt/{build}/{name}"), seed, timeout=200)
-                    first = first or result[1]
-                    problem = runner.judge(f"{build}/{name}", seed, result, first)
-                    if problem:
-                        return f"{build}, seed {seed}: {shorten(problem)}"
+    def tests(self, build, programs):
+        """Runs the programs in one build until one notices; returns how, or None."""
+        self.make(build, programs)
+        for name in programs:
+            first = None
+            for seed in runner.orders(f"{build}/{name}"):
+                result = run(str(self.root / f"build/simt/{build}/{name}"), seed)
+                first = first or result[1]
+                problem = runner.judge(f"{build}/{name}", seed, result, first)
+                if problem:
+                    return f"{build}, seed {seed}: {shorten(problem)}"
         return None
 
     def try_one(self, mutation):
         file, text, replacement, _, programs = mutation[:5]
         sources = mutation[5] if len(mutation) > 5 else [file]
-        saved = self.saved(sources)
+        aside = {path: path.with_suffix(path.suffix + ".aside") for path in self.built_from(sources)}
         path = self.root / file
         original, times = path.read_text(), path.stat()
         programs = ["test_" + name for name in programs.split()]
         try:
+            for name, other in aside.items():
+                name.rename(other)
             path.write_text(original.replace(text, replacement))
-            if file not in sources:  # a header: only the named sources see it
-                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-            for source in sources:
-                os.utime(self.root / source)
-            targets = [f"build/simt/{build}/{name}" for build in ("plain", "check") for name in programs]
-            output = self.make(targets)
-            if output is not None:
-                raise RuntimeError(f"does not compile:\n{output[-2000:]}")
-            return self.tests(programs)
+            # A header: only the objects that are missing now see it.
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            # The instrumented build notices more, the other one is quicker for whole engines.
+            builds = ("plain", "check") if programs[0].startswith("test_cuda") else ("check", "plain")
+            return self.tests(builds[0], programs) or self.tests(builds[1], programs)
         finally:
             path.write_text(original)
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-            for name, (content, time) in saved.items():
-                name.write_bytes(content)
-                os.utime(name, ns=(time, time))
+            for name, other in aside.items():
+                other.replace(name)
 
 
 def shorten(problem):
@@ -125,8 +162,9 @@ def main():
         return 0
     build, pattern = pathlib.Path(sys.argv[1]).resolve(), sys.argv[2] if len(sys.argv) > 2 else ""
     chosen = [m for m in MUTATIONS if re.search(pattern, m[0] + ": " + m[3])]
+    chosen.sort(key=lambda m: runner.cost(m[4]))
     caught = 0
-    with tempfile.TemporaryDirectory(prefix="taunet-mutate-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mutate-", dir=build) as folder:
         jobs = min(runner.JOBS, len(chosen)) or 1
         trees = queue.Queue()
         for number in range(jobs):
@@ -135,20 +173,21 @@ def main():
         def one(mutation):
             tree = trees.get()
             try:
-                return tree.try_one(mutation)
+                return mutation, tree.try_one(mutation)
             except RuntimeError as error:
-                return error
+                return mutation, error
             finally:
                 trees.put(tree)
 
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-            for mutation, how in zip(chosen, pool.map(one, chosen)):
+            for done in concurrent.futures.as_completed([pool.submit(one, m) for m in chosen]):
+                mutation, how = done.result()
                 broken = isinstance(how, RuntimeError)
                 caught += how is not None and not broken
-                print(f"{'BROKEN  ' if broken else 'caught  ' if how else 'SURVIVED'}  {mutation[0]}: {mutation[3]}",
-                      flush=True)
+                print(f"{'BROKEN  ' if broken else 'caught  ' if how else 'SURVIVED'}  {mutation[0]}: {mutation[3]}")
                 if how:
-                    print(f"            {how}", flush=True)
+                    print(f"            {how}")
+                sys.stdout.flush()
     print(f"{caught} of {len(chosen)} faults caught")
     return 0 if caught == len(chosen) and chosen else 1
 

@@ -15,18 +15,30 @@ import time
 SEEDS = [0, 1, 7, 20261]
 CHECKSUM = re.compile(r"^checksum of (.*): (\S+)$", re.M)
 JOBS = len(os.sched_getaffinity(0))
+# Programs that take long, the longest first; all others take a second or two. They are started in this order, so that
+# no long one is left for the end.
+LONG = ["cuda_engine", "cuda_device", "cuda_faults", "kernels_wmma", "kernels_conv", "cuda_ranks", "cuda_steps"]
 
 
-def run(program, seed, timeout=600):
+def cost(programs):
+    """A number that grows with the time that these programs (names without test_, with spaces between) take."""
+    return sum(len(LONG) - LONG.index(name) for name in programs.split() if name in LONG)
+
+
+def environment(program, seed):
     env = dict(os.environ, SIMT_SEED=str(seed))
     env.setdefault("SIMT_THREADS", "1")  # the programs themselves run side by side
     env.setdefault("SIMT_DEVICE", "sm_80")
     if "/check/" in program:
         env["SIMT_SMALL"] = "1"  # the instrumented build is many times slower
+    return env
+
+
+def run(program, seed, timeout=600):
     start = time.monotonic()
     try:
-        done = subprocess.run([program], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=timeout)
+        done = subprocess.run([program], env=environment(program, seed), stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout)
         code, output = done.returncode, done.stdout.decode(errors="replace")
     except subprocess.TimeoutExpired as error:
         code, output = 124, (error.stdout or b"").decode(errors="replace") + f"\nstopped after {timeout} s\n"
@@ -65,7 +77,8 @@ def judge(name, seed, result, first):
 
 def main():
     root, names = sys.argv[1], sys.argv[2:]
-    jobs = [(f"{build}/{name}", seed) for build in ("check", "plain") for name in names for seed in orders(f"{build}/{name}")]
+    jobs = [(f"{build}/{name}", seed) for name in sorted(names, key=lambda name: -cost(name.removeprefix("test_")))
+            for build in ("check", "plain") for seed in orders(f"{build}/{name}")]
     with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
         results = dict(zip(jobs, pool.map(lambda job: run(f"{root}/{job[0]}", job[1]), jobs)))
     passed = failed = 0

@@ -1,6 +1,7 @@
 /* Batches that the device makes of bytes, through the engine: the floats that the loader makes on the host,
  * bit for bit - images in memory, and images of any size in files and decoded shards. Runs on the SIMT
  * machine and on a device. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -230,6 +231,39 @@ static void test_steps(void **unused) {
     tn_dataset_close(dataset);
 }
 
+/* Images made of bytes are not looked at, those that come as floats are: also behind a recorded step of the
+ * other kind. */
+static void test_floats_behind_bytes(void **unused) {
+    (void)unused;
+    if (small()) skip();
+    tn_dataset *dataset = open_data("synthetic:3x8x7:4:20", 0, 0);
+    tn_dataset_info info = tn_dataset_describe(dataset);
+    tn_model *model = network(&info);
+    op_data data = op_data_draw(model, BATCH, 5, false, true);
+    tn_engine *engine = engine_make(&fp32, model, BATCH, 0, &data);
+    tn_loader *batches = loader(dataset, (tn_loader_config){.batch = BATCH, .seed = 5}, true);
+    const tn_sgd sgd = {.lr = 0.05, .momentum = 0.9};
+    tn_batch floats = engine_batch(model, BATCH, &data);
+    tn_result result;
+    size_t bytes;
+    const uint8_t *pixels = tn_dataset_pixels(dataset, TN_SPLIT_TRAIN, &bytes);
+    assert_int_equal(tn_engine_hold_images(engine, pixels, bytes), TN_OK);
+    for (int i = 0; i < 3; i++) {
+        const tn_batch *batch;
+        if (tn_loader_next(batches, &batch, NULL) != TN_OK ||
+            tn_engine_step(engine, batch, &sgd, &result) != TN_OK)
+            fail_msg("%s", tn_error());
+    }
+    data.images[7] = NAN;
+    assert_int_equal(tn_engine_step(engine, &floats, &sgd, &result), TN_ERR_DIVERGED);
+    if (!strstr(tn_error(), "in the input images")) fail_msg("%s", tn_error());
+    tn_loader_close(batches);
+    tn_engine_free(engine);
+    op_data_free(&data);
+    tn_model_free(model);
+    tn_dataset_close(dataset);
+}
+
 /* What an engine does not take. */
 static void test_refusals(void **unused) {
     (void)unused;
@@ -260,6 +294,7 @@ int main(void) {
         cmocka_unit_test(test_images_in_memory),
         cmocka_unit_test(test_images_of_any_size),
         cmocka_unit_test(test_steps),
+        cmocka_unit_test(test_floats_behind_bytes),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -258,17 +258,15 @@ static void plan_again(tn_engine *engine, size_t columns_bytes, size_t parts_byt
                                  .workers = c->threads,
                                  .separate_layers = c->separate_layers,
                                  .training = true};
+    const tn_step_memory memory = tn_engine_step_memory(engine);
     tn_executor_free(engine->executor);
     tn_cuda_free_tables(cuda);
-    cuda->scalars = NULL;
-    cuda->tables = (tn_cuda_tables){0};
     cuda->columns_bytes = columns_bytes;
     cuda->parts_bytes = parts_bytes;
     engine->executor = NULL;
     if (tn_executor_create(engine->model, engine->backend, &config, &engine->executor) != TN_OK ||
         engine->backend->ops->prepare(engine->backend, engine->model, tn_executor_plans(engine->executor),
-                                      &engine->flat, tn_engine_flags(engine, TN_FLAG_GRADIENT, 0),
-                                      tn_engine_flags(engine, TN_FLAG_PARAMETER, 0)) != TN_OK)
+                                      &engine->flat, &memory) != TN_OK)
         fail_msg("%s", tn_error());
     engine->packed = false;
 }

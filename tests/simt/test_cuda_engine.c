@@ -279,6 +279,45 @@ static void test_chunks_add_up(void **unused) {
     tn_model_free(model);
 }
 
+/* Weights that are not trained stay as they are, bit for bit, and all others go where the CPU's go; momentum
+ * and decay would move them too. */
+static void test_fixed_weights(void **unused) {
+    (void)unused;
+    tn_model *model;
+    tn_model_config config = {.model = "fcresnet",
+                              .channels = 1,
+                              .height = 5,
+                              .width = 4,
+                              .classes = 3,
+                              .hidden = 70,
+                              .depth = 4,
+                              .loss = "squared"};
+    if (tn_model_build(&config, &model) != TN_OK) fail_msg("%s", tn_error());
+    assert_true(model->trained_floats < model->param_floats);
+    op_data data = op_data_draw(model, 4, 1, false, true);
+    const engine_target cpu = {.device = "cpu", .threads = 1}, *targets[] = {&cpu, &fp32};
+    float *values[2];
+    for (int k = 0; k < 2; k++) {
+        tn_engine *engine = engine_make(targets[k], model, 4, 0, &data);
+        tn_batch batch = engine_batch(model, 4, &data);
+        tn_sgd sgd = {.lr = 0.002, .momentum = 0.9, .weight_decay = 1e-2, .scalar_lr = 1};
+        tn_result result;
+        for (int step = 0; step < 3; step++)
+            if (tn_engine_step(engine, &batch, &sgd, &result) != TN_OK) fail_msg("%s", tn_error());
+        values[k] = engine_values(engine);
+        assert_memory_equal(values[k] + model->trained_floats, data.values + model->trained_floats,
+                            (model->param_floats - model->trained_floats) * sizeof(float));
+        tn_engine_free(engine);
+    }
+    for (size_t i = 0; i < model->trained_floats; i++)
+        if (!(fabsf(values[0][i] - values[1][i]) <= 1e-4f * (1 + fabsf(values[0][i]))))
+            fail_msg("weight %zu is %.7g, on the CPU %.7g", i, (double)values[1][i], (double)values[0][i]);
+    free(values[0]);
+    free(values[1]);
+    op_data_free(&data);
+    tn_model_free(model);
+}
+
 /* The average of weights over three steps, the last two of one kind so that one is replayed, equals the
  * CPU's. */
 static void test_average(void **unused) {
@@ -356,6 +395,7 @@ int main(void) {
         cmocka_unit_test(test_probe_of_stages),
         cmocka_unit_test(test_bottleneck_networks),
         cmocka_unit_test(test_chunks_add_up),
+        cmocka_unit_test(test_fixed_weights),
         cmocka_unit_test(test_average),
         cmocka_unit_test(test_very_deep_network),
     };

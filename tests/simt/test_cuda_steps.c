@@ -114,6 +114,30 @@ static void test_steps_overlap(void **unused) {
     tn_model_free(model);
 }
 
+/* An update of gradients that are there is that of a step, and gradients alone change nothing. */
+static void test_update_alone(void **unused) {
+    (void)unused;
+    tn_model *model = network("tau");
+    op_data data = op_data_draw(model, ROWS, 1, false, true);
+    tn_engine *plain = make(model, &data), *engine = make(model, &data), *untouched = make(model, &data);
+    tn_batch batch = engine_batch(model, ROWS, &data);
+    tn_result wanted, got;
+    for (int i = 0; i < (small() ? 2 : 3); i++) {
+        assert_int_equal(tn_engine_step(plain, &batch, &sgd, &wanted), TN_OK);
+        assert_int_equal(tn_engine_gradients(engine, &batch, &got), TN_OK);
+        assert_true(got.loss == wanted.loss);
+        if (i == 0) same_weights(engine, untouched, "gradients alone");
+        assert_int_equal(tn_engine_update(engine, &sgd), TN_OK);
+        same_weights(engine, plain, "an update alone");
+        assert_true(tau_of(engine) == tau_of(plain));
+    }
+    tn_engine_free(plain);
+    tn_engine_free(engine);
+    tn_engine_free(untouched);
+    op_data_free(&data);
+    tn_model_free(model);
+}
+
 /* A step of `bad` between good ones, and one that was issued behind it; then good ones again. */
 static void check_failure(const tn_batch *good, const tn_batch *bad, const tn_sgd *rate, const char *part) {
     tn_model *model = network("tau");
@@ -319,6 +343,7 @@ static void test_runs_are_logged_as_on_the_cpu(void **unused) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_steps_overlap),
+        cmocka_unit_test(test_update_alone),
         cmocka_unit_test(test_failures_take_the_next_step_along),
         cmocka_unit_test(test_what_must_wait),
         cmocka_unit_test(test_runs_are_logged_as_on_the_cpu),

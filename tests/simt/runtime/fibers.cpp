@@ -7,6 +7,33 @@
 
 #include "machine.h"
 
+/* void simt_jump(void **save, void *to): leaves the running context in *save and goes to `to`. What functions
+ * must preserve lies on the stacks; the modes of floating point are everywhere the same and stay as they are.
+ */
+asm(R"(
+    .text
+    .type simt_jump, @function
+simt_jump:
+    push %rbp
+    push %rbx
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov %rsp, (%rdi)
+    mov %rsi, %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbx
+    pop %rbp
+    pop %rdx
+    jmp *%rdx
+    .size simt_jump, . - simt_jump
+)");
+extern "C" void simt_jump(void **save, void *to);
+
 __thread simt_lane *simt_self;
 __thread simt_place simt_here = {uint3{0, 0, 0}, dim3(1, 1, 1), dim3(1, 1, 1)};
 
@@ -82,26 +109,38 @@ int Order::next() {
     return -1;
 }
 
-static void fiber_main(transfer_t from);
+[[noreturn]] static void fiber_main();
 
-static Fiber *new_fiber() {
-    static int color;
-    size_t page = 4096, size = settings().stack_bytes;
-    char *base = static_cast<char *>(mmap(nullptr, size + page, PROT_READ | PROT_WRITE,
-                                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (base == MAP_FAILED) abort();
-    mprotect(base, page, PROT_NONE);
-    /* Stacks start at different offsets in their pages, or all of them would share a few cache sets. */
-    size_t shift = (size_t)(__atomic_fetch_add(&color, 1, __ATOMIC_RELAXED) * 5 % 64) * 64;
-    Fiber *fiber = new Fiber{nullptr, base + page, size};
-    fiber->context = make_fcontext(base + page + size - shift, size - shift, fiber_main);
-    return fiber;
+size_t stack_span = 1;
+
+static char *reserve_stacks() {
+    size_t span = 4096;
+    while (span < 2 * settings().stack_bytes) span *= 2;
+    stack_span = span;
+    char *p = static_cast<char *>(mmap(nullptr, (kMaxThreads + 1) * stack_span, PROT_NONE,
+                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (p == MAP_FAILED) abort();
+    return p + (stack_span - (uintptr_t)p % stack_span) % stack_span;
 }
 
-/* Leaves the running context in *save and goes to `to`. */
-static void jump(fcontext_t to, fcontext_t *save) {
-    transfer_t from = jump_fcontext(to, save);
-    *static_cast<fcontext_t *>(from.data) = from.context;
+/* No more of them than a block has threads. */
+static Fiber *new_fiber(Worker &w) {
+    if (!w.stacks) w.stacks = reserve_stacks();
+    size_t page = 4096, size = stack_span - page;
+    int number = w.stacks_used++;
+    char *base = w.stacks + (size_t)number * stack_span + page;
+    if (number >= kMaxThreads || mprotect(base, size, PROT_READ | PROT_WRITE)) abort();
+    /* Stacks begin at different places in their pages, and in different ones, or all of them would share a
+     * few cache sets. */
+    size_t pages = (size - settings().stack_bytes) / page + 1;
+    size_t shift = (size_t)number % pages * page + (size_t)(number * 5 % 64) * 64;
+    if (shift > size - settings().stack_bytes) shift %= page;
+    Fiber *fiber = new Fiber{nullptr, base, size};
+    /* Six registers, where it begins, and where it would return to. */
+    void **top = reinterpret_cast<void **>(base + size - shift) - 8;
+    top[6] = reinterpret_cast<void *>(fiber_main);
+    fiber->context = top;
+    return fiber;
 }
 
 static void become(Worker &w, int thread) {
@@ -156,7 +195,7 @@ void park(Worker &w, Lane &me, const char *call, Site site) {
     if (next != me.linear) {
         Fiber *to;
         if (w.state[next] == kUnstarted) {
-            if (w.idle.empty()) w.idle.push_back(new_fiber());
+            if (w.idle.empty()) w.idle.push_back(new_fiber(w));
             to = w.idle.back();
             w.idle.pop_back();
             w.start = next;
@@ -167,7 +206,7 @@ void park(Worker &w, Lane &me, const char *call, Site site) {
         me.fiber = mine;
         w.current = to;
         if (w.state[next] != kUnstarted) become(w, next);
-        jump(to->context, &mine->context);
+        simt_jump(&mine->context, to->context);
     }
     become(w, me.linear);
 }
@@ -202,8 +241,7 @@ static void end_thread(Worker &w) {
     if (warp.head != warp.tail) warp_exit(w, me);
 }
 
-static void fiber_main(transfer_t from) {
-    *static_cast<fcontext_t *>(from.data) = from.context;
+static void fiber_main() {
     for (;;) {
         Worker &w = *worker;
         int thread = w.start;
@@ -218,11 +256,11 @@ static void fiber_main(transfer_t from) {
         w.idle.push_back(mine);
         if (thread < 0) {
             w.current = nullptr;
-            jump(w.main, &mine->context);
+            simt_jump(&mine->context, w.main);
         } else {
             w.current = w.lanes[thread].fiber;
             become(w, thread);
-            jump(w.current->context, &mine->context);
+            simt_jump(&mine->context, w.current->context);
         }
     }
 }
@@ -265,11 +303,11 @@ void run_block(Worker &w, const Launch &launch, uint64_t block) {
         warp_reset(w, i, w.threads - i * kWarp < kWarp ? w.threads - i * kWarp : kWarp);
     if (r.shared) memset(w.dynamic, settings().sample ? 0 : 0xff, r.shared);
     new_order(w);
-    if (w.idle.empty()) w.idle.push_back(new_fiber());
+    if (w.idle.empty()) w.idle.push_back(new_fiber(w));
     w.start = w.order.next();
     w.current = w.idle.back();
     w.idle.pop_back();
-    jump(w.current->context, &w.main);
+    simt_jump(&w.main, w.current->context);
     simt_self = nullptr;
     count_block();
 }
@@ -323,8 +361,11 @@ int simt_barrier(int kind, int predicate, const char *file, int line) {
         w.at_barrier = 0;
         w.epoch++;
         w.barrier_value[phase ^ 1] = 0;
-        for (int t = 0; t < w.threads; t++)
-            if (w.state[t] == kAtBarrier) w.state[t] = kReady;
+        if (!w.exited)
+            memset(w.state, kReady, (size_t)w.threads);
+        else
+            for (int t = 0; t < w.threads; t++)
+                if (w.state[t] == kAtBarrier) w.state[t] = kReady;
         new_order(w);
     }
     park(w, me, names[kind], site);

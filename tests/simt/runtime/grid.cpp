@@ -13,7 +13,9 @@
 
 namespace simt {
 
-Settings &settings() {
+Settings *known_settings;
+
+Settings &read_settings() {
     static Settings s = [] {
         auto number = [](const char *name, long fallback) {
             const char *text = getenv(name);
@@ -30,6 +32,7 @@ Settings &settings() {
         if (SIMT_INSTRUMENTED) v.os_threads = 1;
         return v;
     }();
+    known_settings = &s;
     return s;
 }
 

@@ -5,10 +5,17 @@
 
 using namespace simt;
 
+/* Most accesses are to variables of the thread itself. */
+static inline bool on_own_stack(uintptr_t address) {
+    uintptr_t top;
+    asm("mov %%rsp, %0" : "=r"(top));
+    return (address ^ top) < stack_span;
+}
+
 #define PC __builtin_return_address(0)
 #define HOOK(name, bytes, kind, aligned)                                                                     \
     void name(void *p) {                                                                                     \
-        shadow_access((uintptr_t)p, bytes, Access::kind, aligned, Site{}, PC);                               \
+        if (!on_own_stack((uintptr_t)p)) shadow_hook<bytes, Access::kind, aligned>((uintptr_t)p, PC);        \
     }
 #define HOOKS(n)                                                                                             \
     HOOK(__tsan_read##n, n, Load, true)                                                                      \

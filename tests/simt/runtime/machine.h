@@ -13,16 +13,6 @@
 #define SIMT_INSTRUMENTED 0
 #endif
 
-typedef void *fcontext_t;
-struct transfer_t {
-    fcontext_t context;
-    void *data;
-};
-extern "C" {
-fcontext_t make_fcontext(void *top, size_t size, void (*entry)(transfer_t));
-transfer_t jump_fcontext(fcontext_t to, void *data);
-}
-
 namespace simt {
 
 constexpr int kWarp = 32, kMaxThreads = 1024, kMaxWarps = kMaxThreads / kWarp;
@@ -36,8 +26,8 @@ struct Site {
 };
 
 struct Fiber {
-    fcontext_t context;
-    char *stack; /* lowest usable byte */
+    void *context; /* its stack pointer while it does not run */
+    char *stack;   /* lowest usable byte */
     size_t size;
 };
 
@@ -118,7 +108,9 @@ struct Worker {
     const Launch *launch = nullptr;
     Fiber *current = nullptr;
     std::vector<Fiber *> idle;
-    fcontext_t main = nullptr;
+    char *stacks = nullptr; /* place for those of kMaxThreads fibers */
+    int stacks_used = 0;
+    void *main = nullptr;    /* the context that run_block was called in */
     char *dynamic = nullptr; /* dynamic shared memory, with a guard page behind it */
     size_t dynamic_capacity = 0;
 };
@@ -133,7 +125,11 @@ struct Settings {
     bool counting;
     uint64_t sample; /* blocks of a launch that run, 0: all; with them nothing but bounds is checked */
 };
-Settings &settings();
+extern Settings *known_settings;
+Settings &read_settings();
+inline Settings &settings() {
+    return known_settings ? *known_settings : read_settings();
+}
 
 uint64_t mix(uint64_t a, uint64_t b);
 inline Lane *self() {
@@ -141,6 +137,7 @@ inline Lane *self() {
 }
 
 /* fibers.cpp */
+extern size_t stack_span; /* stacks lie at multiples of it, a power of two */
 void run_block(Worker &w, const Launch &launch, uint64_t block);
 void park(Worker &w, Lane &me, const char *call, Site site);
 void wake(Worker &w, int thread);

@@ -269,6 +269,22 @@ void pending_allow(const void *memory, size_t bytes, bool allow) {
         protect_pending(begin, end);
 }
 
+static bool overlaps(const Range &r, uintptr_t begin, size_t bytes) {
+    return r.begin < begin + bytes && r.end > begin;
+}
+
+/* Of the pages of these bytes, opens those that are closed for the sake of bytes beside them; false: for
+ * none. */
+static bool open_shared_pages(uintptr_t begin, size_t bytes, bool write) {
+    uintptr_t first = begin & ~(uintptr_t)(kPage - 1), size = round_up(begin + bytes, kPage) - first;
+    bool closed = false;
+    for (const Range &r : pending) {
+        if ((r.write || write) && overlaps(r, begin, bytes)) return false; /* let it fault */
+        closed = closed || overlaps(r, first, size);
+    }
+    return closed && is_pinned(at(begin), bytes) && mprotect(at(first), size, PROT_READ | PROT_WRITE) == 0;
+}
+
 PendingFault pending_fault(uintptr_t address, bool write) {
     uintptr_t page = address & ~(uintptr_t)(kPage - 1);
     PendingFault result = PendingFault::None;
@@ -287,6 +303,17 @@ void pending_step(uintptr_t address, bool before) {
         mprotect(at(page), kPage, PROT_READ | PROT_WRITE);
     else
         protect_pending(page, page + kPage);
+}
+
+void *simt_host_memcpy(void *dst, const void *src, size_t bytes) {
+    if (!bytes) return dst;
+    std::lock_guard<std::recursive_mutex> lock(memory_lock);
+    bool to = open_shared_pages((uintptr_t)dst, bytes, true);
+    bool from = open_shared_pages((uintptr_t)src, bytes, false);
+    memcpy(dst, src, bytes);
+    if (to) protect_pending((uintptr_t)dst, (uintptr_t)dst + bytes);
+    if (from) protect_pending((uintptr_t)src, (uintptr_t)src + bytes);
+    return dst;
 }
 
 } // namespace simt

@@ -46,6 +46,9 @@ void pending_begin(const void *memory, size_t bytes, bool write);
 void pending_end(const void *memory, size_t bytes, bool write);
 /* The machine itself is about to use host memory of an operation, or has done so. */
 void pending_allow(const void *memory, size_t bytes, bool allow);
+/* memcpy of host code that was pointed here (simt.mk). Pending copies keep whole pages closed: bytes beside
+ * theirs are copied with those pages open, instead of a fault at each instruction. */
+extern "C" void *simt_host_memcpy(void *dst, const void *src, size_t bytes);
 /* What a fault at this address on pinned memory means. */
 enum class PendingFault { None, Neighbour, Reads, Writes };
 PendingFault pending_fault(uintptr_t address, bool write);

@@ -10,34 +10,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <map>
+#include <set>
 
 #include "memory.h"
+#include "tags.h"
 
 namespace simt {
-
-/* 26 bits serial number of the block | 12 thread | 12 barriers | 8 warp barriers | 6 flags. A written word
- * has in its flags: 2 bits which bytes, 2 bits which bytes have a value, atomic. A read one: 2 bits which
- * bytes, and whether more than one lane, warp, or block has read since. */
-struct Cell {
-    uint64_t written, read;
-};
-constexpr int kSerialAt = 38, kThreadAt = 26, kEpochAt = 14, kSyncAt = 6;
-constexpr uint64_t kFlags = 63, kBytes = 3, kValueAt = 2, kAtomic = 16, kLanes = 4, kWarps = 8, kBlocks = 16;
-constexpr unsigned kOutside = 4095; /* thread number of copies and library calls */
-constexpr uint32_t kMaxSerial = (1u << 26) - 1;
-
-static uint32_t serial_of(uint64_t tag) {
-    return (uint32_t)(tag >> kSerialAt);
-}
-static unsigned thread_of(uint64_t tag) {
-    return (unsigned)(tag >> kThreadAt) & 4095u;
-}
-static unsigned epoch_of(uint64_t tag) {
-    return (unsigned)(tag >> kEpochAt) & 4095u;
-}
-static unsigned sync_of(uint64_t tag) {
-    return (unsigned)(tag >> kSyncAt) & 255u;
-}
 
 struct OpInfo {
     uint32_t first;
@@ -60,6 +38,8 @@ static std::vector<OpInfo> ops;
 static uint32_t next_serial = 1;
 static Op *current;
 static bool all_ordered; /* the current operation comes after everything executed so far */
+static uint64_t
+    ordered_below; /* tags of operations that are then known to have come before; 0: ask their clocks */
 static std::map<uintptr_t, std::vector<Release>> releases; /* of the current operation */
 static std::vector<Acquire> acquired;                      /* of the current block */
 static uint32_t acquired_by;
@@ -119,6 +99,7 @@ void shadow_begin_op(Op &op) {
         uint64_t known = s->id < (int)op.clock.size() ? op.clock[(size_t)s->id] : 0;
         if (known < s->completed) all_ordered = false;
     }
+    ordered_below = all_ordered ? (uint64_t)op.first_serial << kSerialAt : 0;
 }
 
 void shadow_end_op() {
@@ -208,14 +189,22 @@ static bool is_acquired(uint64_t me, uint64_t other) {
     return false;
 }
 
+/* All other blocks of the launch have released what this thread may go on from. A release behind no barrier
+ * speaks for its own thread alone. */
+static bool is_last_block(uint64_t me) {
+    if (acquired_by != serial_of(me)) return false;
+    std::set<uint32_t> blocks;
+    for (const Acquire &a : acquired)
+        if (a.from.epoch > 0 && (thread_of(me) == a.thread || epoch_of(me) > a.epoch))
+            blocks.insert(a.from.serial);
+    return blocks.size() + 1 >= op_of(serial_of(me)).blocks;
+}
+
 /* Another access was the last one; is it ordered before mine? `flags`: the reader flags of a read cell. */
 static void check_order(const Touch &a, uint64_t me, uint64_t other, bool other_wrote, uint64_t flags) {
     uint32_t mine = serial_of(me), its = serial_of(other);
     if (its == mine) {
-        if (flags & kBlocks) {
-            if (!is_acquired(me, other)) race(a, other, other_wrote, "another block has too");
-            return;
-        }
+        if (flags & kBlocks && !is_last_block(me)) race(a, other, other_wrote, "another block has too");
         if (epoch_of(other) != epoch_of(me)) return;
         bool same_warp = thread_of(other) >> 5 == thread_of(me) >> 5 && !(flags & kWarps);
         if (same_warp && thread_of(other) == thread_of(me) && !(flags & kLanes)) return;
@@ -229,16 +218,9 @@ static void check_order(const Touch &a, uint64_t me, uint64_t other, bool other_
     }
 }
 
-static inline void touch_load(Cell &c, uint64_t mask, uint64_t me, const Touch &a) {
-    uint64_t w = c.written;
-    bool stale = a.shared && serial_of(w) != serial_of(me);
-    if (stale || (mask & ~(w >> kValueAt))) complain("UNINITIALISED", a, ", which nobody has written");
-    if ((w ^ me) & ~kFlags && (w & mask) && serial_of(w)) check_order(a, me, w, true, 0);
-    uint64_t r = c.read;
-    if (((r ^ me) & ~kFlags) == 0) {
-        c.read = r | mask;
-        return;
-    }
+/* What is known of a word's readers after this one. */
+static inline uint64_t read_by(uint64_t r, uint64_t mask, uint64_t me, bool shared) {
+    if (same_tag(r, me)) return r | mask;
     uint64_t keep = 0;
     if (serial_of(r) == serial_of(me)) {
         keep = r & (kBlocks | kBytes);
@@ -247,10 +229,18 @@ static inline void touch_load(Cell &c, uint64_t mask, uint64_t me, const Touch &
             keep |= r & kWarps;
             if (sync_of(r) == sync_of(me)) keep |= thread_of(r) != thread_of(me) ? kLanes : r & kLanes;
         }
-    } else if (!a.shared && serial_of(r) >= current->first_serial) {
+    } else if (!shared && serial_of(r) >= current->first_serial) {
         keep = kBlocks | (r & kBytes);
     }
-    c.read = (me & ~kFlags) | keep | mask;
+    return (me & ~kFlags) | keep | mask;
+}
+
+static inline void touch_load(Cell &c, uint64_t mask, uint64_t me, const Touch &a) {
+    uint64_t w = c.written;
+    bool stale = a.shared && serial_of(w) != serial_of(me);
+    if (stale || (mask & ~(w >> kValueAt))) complain("UNINITIALISED", a, ", which nobody has written");
+    if ((w ^ me) & ~kFlags && (w & mask) && serial_of(w)) check_order(a, me, w, true, 0);
+    c.read = read_by(c.read, mask, me, a.shared);
 }
 
 static inline void touch_store(Cell &c, uint64_t mask, uint64_t me, const Touch &a) {
@@ -266,26 +256,87 @@ static inline void touch_store(Cell &c, uint64_t mask, uint64_t me, const Touch 
         uint64_t flags = r & (kLanes | kWarps | kBlocks);
         if (flags || ((r ^ me) & ~kFlags)) check_order(a, me, r, false, flags);
     }
-    uint64_t value = ((w >> kValueAt) & kBytes) | mask;
-    uint64_t bytes = ((w ^ me) & ~kFlags) == 0 ? (w & kBytes) | mask : mask;
-    c.written = (me & ~kFlags) | bytes | value << kValueAt | (atomic ? kAtomic : 0);
+    c.written = written_by(w, mask, me) | (atomic ? kAtomic : 0);
     c.read = r;
 }
 
+/* Words that are alike before an access are alike after it: what has been found out for one holds for its
+ * neighbours. */
 static inline void touch(Cell *cells, uintptr_t offset, size_t bytes, uint64_t me, const Touch &a) {
     uintptr_t end = offset + bytes;
+    Cell before{0, 0}, after{0, 0};
     for (uintptr_t g = offset / 2; g * 2 < end; g++) {
+        Cell &c = cells[g];
         uint64_t mask = 3;
         if (g * 2 < offset) mask &= 2;
         if (g * 2 + 2 > end) mask &= 1;
+        if (after.written && mask == 3 && c.written == before.written && c.read == before.read) {
+            c = after;
+            continue;
+        }
+        before = c;
         if (a.kind == Access::Load)
-            touch_load(cells[g], mask, me, a);
+            touch_load(c, mask, me, a);
         else
-            touch_store(cells[g], mask, me, a);
+            touch_store(c, mask, me, a);
+        after = mask == 3 ? c : Cell{0, 0};
     }
 }
 
-static uint64_t my_tag() {
+/* ---- the usual case, without a complaint or a look at clocks ---- */
+
+/* An access of this block, or of an operation that is known to have come before. */
+static inline bool plainly_ordered(uint64_t other, uint64_t me, bool shared) {
+    if (serial_of(other) == serial_of(me)) return same_tag(other, me) || epoch_of(other) != epoch_of(me);
+    return !shared && other < ordered_below;
+}
+
+/* What touch_load and touch_store would make of a word, if that takes no thought; false: ask them. */
+static inline bool quick_load(Cell &c, uint64_t mask, uint64_t me, bool shared) {
+    if ((mask & ~(c.written >> kValueAt)) || !plainly_ordered(c.written, me, shared)) return false;
+    c.read = read_by(c.read, mask, me, shared);
+    return true;
+}
+
+static inline bool quick_store(Cell &c, uint64_t mask, uint64_t me, bool shared) {
+    uint64_t w = c.written, r = c.read;
+    if (shared && serial_of(w) != serial_of(me)) w = 0;
+    if (shared && serial_of(r) != serial_of(me)) r = 0;
+    if (w && !plainly_ordered(w, me, shared)) return false;
+    if (r & mask) {
+        bool ordered = !shared && r < ordered_below;
+        if (serial_of(r) == serial_of(me))
+            ordered = !(r & kBlocks) &&
+                      (epoch_of(r) != epoch_of(me) || (!(r & (kLanes | kWarps)) && same_tag(r, me)));
+        if (!ordered) return false;
+    }
+    c.written = written_by(w, mask, me);
+    c.read = r;
+    return true;
+}
+
+template <Access kind>
+static inline __attribute__((always_inline)) bool quick_touch(Cell *cells, uintptr_t offset, size_t bytes,
+                                                              uint64_t me, bool shared) {
+    auto one = [&](Cell &c, uint64_t mask) {
+        return kind == Access::Load ? quick_load(c, mask, me, shared) : quick_store(c, mask, me, shared);
+    };
+    Cell *c = cells + offset / 2;
+    if (bytes == 1) return one(*c, offset & 1 ? 2 : 1);
+    if (offset & 1 || bytes & 1) return false;
+    const Cell before = *c;
+    if (!one(*c, 3)) return false;
+    const Cell after = *c;
+    for (size_t i = 1; i < bytes / 2; i++) {
+        if (c[i].written == before.written && c[i].read == before.read)
+            c[i] = after;
+        else if (!one(c[i], 3))
+            return false;
+    }
+    return true;
+}
+
+static inline uint64_t my_tag() {
     Worker &w = *worker;
     Lane &me = *self();
     return (uint64_t)w.serial << kSerialAt | (uint64_t)me.linear << kThreadAt |
@@ -300,9 +351,14 @@ struct Span {
 static Span recent[4];
 static unsigned recent_next;
 
-static void check_bounds(const Touch &a) {
+static inline bool in_recent(uintptr_t address, size_t bytes) {
     for (const Span &s : recent)
-        if (a.address - s.base < s.size && a.bytes <= s.size - (a.address - s.base)) return;
+        if (address - s.base < s.size && bytes <= s.size - (address - s.base)) return true;
+    return false;
+}
+
+static void check_bounds(const Touch &a) {
+    if (in_recent(a.address, a.bytes)) return;
     const Allocation *found = allocation_at(a.address);
     if (found && found->freed) complain("USE AFTER FREE", a, "");
     if (!found || a.address < found->base || a.address + a.bytes > found->base + found->size)
@@ -328,6 +384,17 @@ static void atomic_order(uint64_t me, uintptr_t address) {
     if (self()->fenced) list.push_back(Release{serial_of(me), thread_of(me), epoch_of(me)});
 }
 
+/* Shared variables that were used last. */
+static const SharedSymbol no_symbol{"", 0, 0, false};
+static const SharedSymbol *recent_symbols[4] = {&no_symbol, &no_symbol, &no_symbol, &no_symbol};
+static unsigned recent_symbol_next;
+
+static inline const SharedSymbol *recent_symbol_at(uintptr_t in_static) {
+    for (const SharedSymbol *s : recent_symbols)
+        if (in_static - s->offset < s->size) return s;
+    return nullptr;
+}
+
 /* The cells of shared memory; null for other memory, and (then a.shared is set) for a guard variable. */
 static Cell *shared_cells(Touch &a, uintptr_t *offset) {
     Worker &w = *worker;
@@ -340,10 +407,9 @@ static Cell *shared_cells(Touch &a, uintptr_t *offset) {
     }
     uintptr_t in_static = a.address - static_base;
     if (in_static < static_bytes) {
-        static const SharedSymbol *last;
-        const SharedSymbol *symbol = last;
-        if (!symbol || in_static - symbol->offset >= symbol->size)
-            symbol = last = shared_symbol_at(in_static);
+        const SharedSymbol *symbol = recent_symbol_at(in_static);
+        if (!symbol && (symbol = shared_symbol_at(in_static)))
+            recent_symbols[recent_symbol_next++ % 4] = symbol;
         if (symbol && symbol->guard) {
             *offset = 0;
             return nullptr;
@@ -394,6 +460,43 @@ void shadow_access(uintptr_t address, size_t bytes, Access kind, bool aligned, S
     if (settings().counting) count_access(w, *lane, pc, address, bytes, kind, a.shared);
 }
 
+/* The access is checked and noted, or concerns nobody; false: it takes shadow_access to say. */
+template <Access kind>
+static inline __attribute__((always_inline)) bool quick_access(uintptr_t address, size_t bytes,
+                                                               bool aligned) {
+    if (!simt_self || !current) return true;
+    const Settings &s = settings();
+    if (s.counting || s.sample || (aligned && address % bytes)) return false;
+    Worker &w = *worker;
+    uintptr_t offset = address - arena_base;
+    if (offset < kArenaBytes)
+        return in_recent(address, bytes) && quick_touch<kind>(global_cells, offset, bytes, my_tag(), false);
+    if (address - (uintptr_t)&w < sizeof w) return true;
+    offset = address - (uintptr_t)w.dynamic;
+    size_t dynamic = w.launch->request.shared;
+    if (offset < dynamic)
+        return bytes <= dynamic - offset && quick_touch<kind>(dynamic_cells, offset, bytes, my_tag(), true);
+    offset = address - static_base;
+    const SharedSymbol *symbol = recent_symbol_at(offset);
+    return symbol && !symbol->guard && bytes <= symbol->offset + symbol->size - offset &&
+           quick_touch<kind>(static_cells, offset, bytes, my_tag(), true);
+}
+
+template <size_t bytes, Access kind, bool aligned> void shadow_hook(uintptr_t address, const void *pc) {
+    if (!quick_access<kind>(address, bytes, aligned))
+        shadow_access(address, bytes, kind, aligned, Site{}, pc);
+}
+#define HOOKS(n)                                                                                             \
+    template void shadow_hook<n, Access::Load, true>(uintptr_t, const void *);                               \
+    template void shadow_hook<n, Access::Load, false>(uintptr_t, const void *);                              \
+    template void shadow_hook<n, Access::Store, true>(uintptr_t, const void *);                              \
+    template void shadow_hook<n, Access::Store, false>(uintptr_t, const void *);
+HOOKS(1)
+HOOKS(2)
+HOOKS(4)
+HOOKS(8)
+HOOKS(16)
+
 static void range(const void *memory, size_t bytes, Access kind) {
     Touch a{(uintptr_t)memory, bytes, kind, false, Site{}, nullptr};
     check_bounds(a);
@@ -424,11 +527,13 @@ void shadow_copy(void *dst, const void *src, size_t bytes) {
     if (dst) shadow_range_store(dst, bytes);
     if (!src || !dst || settings().sample) return;
     uintptr_t to = (uintptr_t)dst - arena_base;
-    for (size_t i = 0; i < bytes; i++) {
-        if (has_value(src, i))
-            shadow_range_load(static_cast<const char *>(src) + i, 1);
+    for (size_t i = 0, end; i < bytes; i = end) {
+        bool value = has_value(src, i);
+        for (end = i + 1; end < bytes && has_value(src, end) == value;) end++;
+        if (value)
+            shadow_range_load(static_cast<const char *>(src) + i, end - i);
         else
-            forget_value(global_cells[(to + i) / 2], 1u << ((to + i) & 1));
+            for (size_t b = to + i; b < to + end; b++) forget_value(global_cells[b / 2], 1u << (b & 1));
     }
 }
 
@@ -439,11 +544,13 @@ void shadow_release(uintptr_t begin, size_t bytes) {
 }
 
 void check_load(const void *address, size_t bytes, Site site, const void *pc) {
-    shadow_access((uintptr_t)address, bytes, Access::Load, false, site, pc);
+    if (!quick_access<Access::Load>((uintptr_t)address, bytes, false))
+        shadow_access((uintptr_t)address, bytes, Access::Load, false, site, pc);
 }
 
 void check_store(const void *address, size_t bytes, Site site, const void *pc) {
-    shadow_access((uintptr_t)address, bytes, Access::Store, false, site, pc);
+    if (!quick_access<Access::Store>((uintptr_t)address, bytes, false))
+        shadow_access((uintptr_t)address, bytes, Access::Store, false, site, pc);
 }
 
 void check_atomic(const void *address, size_t bytes, const void *pc) {

@@ -12,6 +12,9 @@ enum class Access { Load, Store, Atomic };
 /* An access by the running thread. `aligned`: must be at a multiple of its size. */
 void shadow_access(uintptr_t address, size_t bytes, Access kind, bool aligned, Site site, const void *pc);
 
+/* The same where the size is known: 1, 2, 4, 8 or 16. */
+template <size_t bytes, Access kind, bool aligned> void shadow_hook(uintptr_t address, const void *pc);
+
 /* Stream operations. */
 void shadow_begin_op(Op &op);
 void shadow_end_op();

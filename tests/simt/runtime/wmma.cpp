@@ -20,9 +20,8 @@ static void check_tile(const simt_tile &tile, const void *memory, unsigned ld, c
         report("MISALIGNED", site, nullptr, "%s: %s takes a tile at %p, which is not 32-byte aligned", who,
                call, memory);
     }
-    unsigned step = 16u / (unsigned)tile.element,
-             least = (unsigned)(tile.row_major ? tile.columns : tile.rows);
-    if (ld % step || ld < least) {
+    unsigned step = tile.element == 2 ? 8 : 4, least = (unsigned)(tile.row_major ? tile.columns : tile.rows);
+    if ((ld & (step - 1)) || ld < least) {
         describe_thread(*worker, self()->linear, who, sizeof who);
         report("BAD CALL", site, nullptr,
                "%s: %s takes leading dimension %u: it must be a multiple of %u and at "
@@ -63,20 +62,27 @@ template <int elements, int bytes> static void gather(const Rendezvous &r, bool 
 
 template <int m, int n, int k, int bytes> static void product(const Rendezvous &r) {
     constexpr int per_lane = m * n / kWarp;
-    float a[m * k], b[k * n], c[m * n];
+    typedef float Eight __attribute__((vector_size(32)));
+    alignas(32) float a[m * k], b[k * n], c[m * n];
     gather<m * k, bytes>(r, false, a);
     gather<k * n, bytes>(r, true, b);
     for (int lane = 0; lane < kWarp; lane++) {
         const simt_product *p = reinterpret_cast<const simt_product *>(r.value[lane]);
         memcpy(c + first_element(lane, per_lane), p->c, sizeof(float) * per_lane);
     }
-    for (int i = 0; i < m; i++) {
-        float row[n];
-        memcpy(row, c + i * n, sizeof row);
-        for (int l = 0; l < k; l++)
-#pragma omp simd
-            for (int j = 0; j < n; j++) row[j] += a[i * k + l] * b[l * n + j];
-        memcpy(c + i * n, row, sizeof row);
+    /* Some rows at a time stay in registers. */
+    constexpr int wide = n / 8, rows = 8 / wide;
+    for (int i = 0; i < m; i += rows) {
+        Eight row[8], *at = reinterpret_cast<Eight *>(c + i * n);
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) row[j] = at[j];
+        for (int l = 0; l < k; l++) {
+            const Eight *line = reinterpret_cast<const Eight *>(b + l * n);
+#pragma GCC unroll 8
+            for (int j = 0; j < 8; j++) row[j] += a[(i + j / wide) * k + l] * line[j % wide];
+        }
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) at[j] = row[j];
     }
     for (int lane = 0; lane < kWarp; lane++) {
         const simt_product *p = reinterpret_cast<const simt_product *>(r.value[lane]);

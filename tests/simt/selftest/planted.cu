@@ -100,6 +100,24 @@ static void missing_atomic(bool bad) {
     finish();
 }
 
+/* All blocks read x; the last one writes it, or any that has been told of another. */
+__global__ void replace(float *x, float *y, unsigned *done, unsigned wanted) {
+    __shared__ bool last;
+    y[blockIdx.x] = x[0];
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(done, 1u) == wanted;
+    __syncthreads();
+    if (last && threadIdx.x == 0) x[0] = 1.0f;
+}
+static void early_replacement(bool bad) {
+    unsigned *done;
+    OK(cudaMalloc(&done, sizeof *done));
+    OK(cudaMemset(done, 0, sizeof *done));
+    TN_LAUNCH(replace, 4, 1, 0, 0, device_floats(1), device_floats(4), done, bad ? 2u : 3u);
+    finish();
+}
+
 __global__ void last_block(float *out, float *partial, unsigned *done, bool bad) {
     partial[blockIdx.x] = 1.0f;
     if (!bad) __threadfence();
@@ -302,6 +320,20 @@ static void host_write_before_sync(bool bad) {
     host[0] = 2.0f;
 }
 
+extern "C" void *simt_host_memcpy(void *, const void *, size_t); /* memcpy of C code is pointed there */
+static void host_copy_before_sync(bool bad) {
+    cudaStream_t s;
+    float *x = device_floats(64), *host, values[8] = {};
+    OK(cudaStreamCreate(&s));
+    OK(cudaMallocHost(&host, 64 * sizeof(float)));
+    for (int i = 0; i < 64; i++) host[i] = 1.0f;
+    OK(cudaMemcpyAsync(x, host, 32 * sizeof(float), cudaMemcpyHostToDevice, s));
+    simt_host_memcpy(host + 32, values, sizeof values); /* neighbours in the same page */
+    if (bad) simt_host_memcpy(host + 31, values, sizeof values);
+    EXPECT(host[31] == 1.0f && host[32] == 0.0f && host[39] == 0.0f && host[40] == 1.0f);
+    OK(cudaStreamSynchronize(s));
+}
+
 static void host_touches_device(bool bad) {
     float *x = device_floats(64), host[64];
     finish();
@@ -413,6 +445,7 @@ static const Fault faults[] = {
     {"missing_syncwarp", "check", "(RACE|UNINITIALISED) in kernel warp_exchange", missing_syncwarp},
     {"race_of_blocks", "check", "RACE in kernel neighbours", race_of_blocks},
     {"missing_atomic", "check", "RACE in kernel add_all", missing_atomic},
+    {"early_replacement", "check", "RACE in kernel replace", early_replacement},
     {"missing_fence", "check", "RACE in kernel last_block", missing_fence},
     {"read_beyond", "both", "OUT OF BOUNDS in kernel read_shifted", read_beyond},
     {"read_before", "check", "OUT OF BOUNDS in kernel read_shifted", read_before},
@@ -433,6 +466,7 @@ static const Fault faults[] = {
     {"double_free", "both", "DOUBLE FREE", double_free},
     {"host_read_before_sync", "both", "HOST ACCESS: host code reads pinned memory", host_read_before_sync},
     {"host_write_before_sync", "both", "HOST ACCESS: host code writes pinned memory", host_write_before_sync},
+    {"host_copy_before_sync", "both", "HOST ACCESS: host code writes pinned memory", host_copy_before_sync},
     {"host_touches_device", "both", "HOST ACCESS: host code writes device memory", host_touches_device},
     {"host_pointer", "both", "HOST POINTER", host_pointer},
     {"hidden_host_pointer", "check", "HOST POINTER in kernel copy_boxed", hidden_host_pointer},
