@@ -3,9 +3,9 @@
  *
  *   dw[co][ci][tap] = sum over pixels of dz[pixel][co] * x[pixel * stride + tap - 1][ci]
  *
- * Block (split, ci tile, co tile) sums over the pixel tiles of its split, in order, into a partial gradient
- * in the workspace, [split][9][out][in]; a second kernel adds the splits in a fixed order. The number of
- * splits depends on the shape alone. dw is overwritten; nothing aliases. */
+ * Block (split, ci tile, co tile) sums over the pixel tiles of its split, in order, into a part of the
+ * gradient, [split][9][out][in], which merge.cu adds. The number of splits depends on the shape alone. Parts
+ * are overwritten; nothing aliases. */
 #include "kernels/device.cuh"
 
 #define TILE_WIDTH 8
@@ -40,8 +40,8 @@ static size_t weight_count(const tn_conv_shape *s) {
     return (size_t)s->out_channels * s->in_channels * 9;
 }
 
-size_t tn_conv3x3_workspace(const tn_conv_shape *shape) {
-    return (size_t)split_count(shape) * weight_count(shape) * sizeof(float);
+int tn_conv3x3_parts(const tn_conv_shape *shape) {
+    return split_count(shape);
 }
 
 /* Fills tile[HIGH * WIDE][CT] with channels [c0, c0 + CT) of the pixels whose first is (h0, w0); zeros
@@ -124,34 +124,6 @@ static __global__ void __launch_bounds__(CT / 2 * (CT / 2))
     }
 }
 
-/* A block adds the nine taps of 8 channel pairs, which are whole sectors of the parts and of dw (OIHW); 8
- * threads each add every eighth split, then their sums are added in order. */
-#define SPLIT_PAIRS 8
-#define SPLIT_SUMS  (9 * SPLIT_PAIRS)
-
-static __global__ void __launch_bounds__(8 * SPLIT_SUMS)
-    add_splits(unsigned pairs, int splits, const float *__restrict__ partial, float *__restrict__ dw) {
-    __shared__ float sums[8][SPLIT_SUMS];
-    const unsigned i = threadIdx.x % SPLIT_SUMS, part = threadIdx.x / SPLIT_SUMS, k = i % SPLIT_PAIRS,
-                   tap = i / SPLIT_PAIRS, first = blockIdx.x * SPLIT_PAIRS;
-    float sum = 0;
-    if (first + k < pairs)
-        for (int split = part; split < splits; split += 8)
-            sum += partial[((size_t)split * 9 + tap) * pairs + first + k];
-    sums[part][k * 9 + tap] = sum;
-    __syncthreads();
-    if (part || first * 9 + i >= pairs * 9) return;
-    sum = sums[0][i];
-#pragma unroll
-    for (int p = 1; p < 8; p++) sum += sums[p][i];
-    dw[(size_t)first * 9 + i] = sum;
-}
-
-void tn_add_splits(unsigned pairs, int splits, const float *partial, float *dw, cudaStream_t stream) {
-    TN_LAUNCH(add_splits, (pairs + SPLIT_PAIRS - 1) / SPLIT_PAIRS, 8 * SPLIT_SUMS, 0, stream, pairs, splits,
-              partial, dw);
-}
-
 template <typename X, typename Y, int STRIDE, int CT>
 static void launch_partial(const tn_conv_shape *s, const void *x, const void *dz, float *partial,
                            cudaStream_t stream) {
@@ -173,13 +145,10 @@ static void backward_weights(const tn_conv_shape *s, const void *x, const void *
 }
 
 cudaError_t tn_launch_conv3x3_backward_weights(const tn_conv_shape *shape, tn_storage x_store, const void *x,
-                                               tn_storage y_store, const void *dz, void *workspace, float *dw,
+                                               tn_storage y_store, const void *dz, float *parts,
                                                cudaStream_t stream) {
     if (bad_conv3x3(shape) || shape->rows < 1 || too_large(weight_count(shape))) return cudaErrorInvalidValue;
     if (misaligned(x) || misaligned(dz)) return cudaErrorMisalignedAddress;
-    float *partial = static_cast<float *>(workspace);
-    const unsigned pairs = (unsigned)shape->out_channels * (unsigned)shape->in_channels;
-    TN_PICK2(backward_weights, x_store, y_store)(shape, x, dz, partial, stream);
-    tn_add_splits(pairs, split_count(shape), partial, dw, stream);
+    TN_PICK2(backward_weights, x_store, y_store)(shape, x, dz, parts, stream);
     return cudaGetLastError();
 }

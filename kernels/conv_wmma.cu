@@ -216,8 +216,8 @@ static cudaError_t convolve(const conv_launch *l, tn_wmma unit, tn_storage x_sto
     return launch<in_tf32, float, float>(l, x, w, end, y, stream);
 }
 
-static size_t block_count(const conv_launch *l) {
-    return (size_t)l->grid.x * l->grid.y * l->grid.z;
+static int block_count(const conv_launch *l) {
+    return (int)(l->grid.x * l->grid.y * l->grid.z);
 }
 
 int tn_wmma3x3_takes(const tn_conv_shape *shape, tn_wmma unit) {
@@ -235,33 +235,24 @@ cudaError_t tn_launch_wmma3x3_forward(const tn_conv_shape *shape, tn_wmma unit, 
     if (misaligned(x) || misaligned(y) || misaligned(w) || misaligned(epilogue.r))
         return cudaErrorMisalignedAddress;
     if (shape->rows == 0) return cudaSuccess;
-    const conv_end end = {epilogue, NULL, NULL};
+    const conv_end end = {epilogue, NULL, NULL, 0};
     return convolve(&l, unit, x_store, x, w, end, y_store, y, stream);
 }
 
-size_t tn_wmma3x3_sum_workspace(const tn_conv_shape *shape, tn_wmma unit) {
+int tn_wmma3x3_sum_parts(const tn_conv_shape *shape, tn_wmma unit) {
     const tn_conv_shape back = reversed(shape);
     conv_launch l;
-    return tn_wmma_plan_conv(&back, unit, &l) ? block_count(&l) * 2 * sizeof(double) : 0;
+    return tn_wmma_plan_conv(&back, unit, &l) ? block_count(&l) : 0;
 }
 
 cudaError_t tn_launch_wmma3x3_backward_data(const tn_conv_shape *shape, tn_wmma unit, tn_storage y_store,
                                             const void *dz, const void *w, tn_gate gate, tn_storage x_store,
-                                            void *dx, void *workspace, cudaStream_t stream) {
+                                            void *dx, cudaStream_t stream) {
     const tn_conv_shape back = reversed(shape);
     conv_launch l;
-    if (bad_wmma3x3(shape) || !tn_wmma_plan_conv(&back, unit, &l) || (gate.sums && !workspace))
-        return cudaErrorInvalidValue;
-    if (misaligned(dz) || misaligned(dx) || misaligned(w) || misaligned(gate.r) || misaligned(workspace))
+    if (bad_wmma3x3(shape) || !tn_wmma_plan_conv(&back, unit, &l)) return cudaErrorInvalidValue;
+    if (misaligned(dz) || misaligned(dx) || misaligned(w) || misaligned(gate.r))
         return cudaErrorMisalignedAddress;
     if (shape->rows == 0) return cudaSuccess;
-    conv_end end = {};
-    end.e.r = gate.r;
-    end.e.nonfinite = gate.nonfinite;
-    end.gate = gate.mask;
-    end.partial = gate.sums ? static_cast<double *>(workspace) : NULL;
-    cudaError_t error = convolve(&l, unit, y_store, dz, w, end, x_store, dx, stream);
-    if (error != cudaSuccess || !gate.sums) return error;
-    tn_merge_sums((int)block_count(&l), end.partial, gate.sums, stream);
-    return cudaGetLastError();
+    return convolve(&l, unit, y_store, dz, w, end_of(gate, block_count(&l)), x_store, dx, stream);
 }

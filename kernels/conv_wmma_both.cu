@@ -6,9 +6,9 @@
  *
  * The first blocks of the grid have shares of dw: 16 x 16 channels, one row of taps, and a few large shares
  * of the pixels, because every share costs the bytes of a whole gradient twice. The others have tiles of dx.
- * Both kinds run at the same time, so that dz comes from memory once and from the cache afterwards. Partial
- * gradients are added in a fixed order; their number depends on the shape alone. Outputs are overwritten; dx
- * may be r. */
+ * Both kinds run at the same time, so that dz comes from memory once and from the cache afterwards. The parts
+ * of dw and of the sums are added by merge.cu; their number depends on the shape alone. Outputs are
+ * overwritten; dx may be r. */
 #include "kernels/wmma_end.cuh"
 #include "kernels/wmma_gradient.cuh"
 
@@ -63,20 +63,19 @@ static bool plan(const tn_conv_shape *s, both_launch *l) {
     return true;
 }
 
-static size_t partial_floats(const tn_conv_shape *s, const both_launch *l) {
-    return (size_t)l->job.weights.splits * 9 * s->in_channels * s->out_channels;
-}
-
 int tn_wmma3x3_both_takes(const tn_conv_shape *shape, tn_wmma unit) {
     both_launch l;
     return unit == TN_WMMA_BF16 && plan(shape, &l);
 }
 
-size_t tn_wmma3x3_both_workspace(const tn_conv_shape *shape) {
+int tn_wmma3x3_both_parts(const tn_conv_shape *shape) {
     both_launch l;
-    if (!plan(shape, &l)) return 0;
-    return partial_floats(shape, &l) * sizeof(float) +
-           (size_t)l.job.data_blocks * l.job.data_columns * 2 * sizeof(double);
+    return plan(shape, &l) ? l.job.weights.splits : 0;
+}
+
+int tn_wmma3x3_both_sum_parts(const tn_conv_shape *shape) {
+    both_launch l;
+    return plan(shape, &l) ? l.job.data_blocks * l.job.data_columns : 0;
 }
 
 template <typename X, typename Y, int NT>
@@ -100,22 +99,12 @@ static cudaError_t launch(const both_launch *l, const void *dz, const void *x, c
 
 cudaError_t tn_launch_wmma3x3_backward(const tn_conv_shape *shape, tn_storage x_store, const void *x,
                                        tn_storage y_store, const void *dz, const void *w, tn_gate gate,
-                                       void *dx, void *workspace, float *dw, cudaStream_t stream) {
+                                       void *dx, float *parts, cudaStream_t stream) {
     both_launch l;
     if (!plan(shape, &l)) return cudaErrorInvalidValue;
     if (misaligned(x) || misaligned(dz) || misaligned(w) || misaligned(dx) || misaligned(gate.r) ||
-        reinterpret_cast<uintptr_t>(workspace) % 32)
+        reinterpret_cast<uintptr_t>(parts) % 32)
         return cudaErrorMisalignedAddress;
-    float *partial = static_cast<float *>(workspace);
-    conv_end end = {};
-    end.e.r = gate.r;
-    end.e.nonfinite = gate.nonfinite;
-    end.gate = gate.mask;
-    if (gate.sums) end.partial = reinterpret_cast<double *>(partial + partial_floats(shape, &l));
-    cudaError_t error = TN_PICK2(launch, x_store, y_store)(&l, dz, x, w, end, dx, partial, stream);
-    if (error != cudaSuccess) return error;
-    tn_add_splits((unsigned)shape->out_channels * (unsigned)shape->in_channels, l.job.weights.splits, partial,
-                  dw, stream);
-    if (gate.sums) tn_merge_sums(l.job.data_blocks * l.job.data_columns, end.partial, gate.sums, stream);
-    return cudaGetLastError();
+    const conv_end end = end_of(gate, l.job.data_blocks * l.job.data_columns);
+    return TN_PICK2(launch, x_store, y_store)(&l, dz, x, w, end, dx, parts, stream);
 }

@@ -1,8 +1,8 @@
 /* Weight gradient of the 3x3 convolution on tensor cores (conv_wmma.cu): padding 1, stride 1 or 2, channel
  * counts that are multiples of 16; wmma_gradient.cuh has how.
  *
- * Partial gradients, one for each share of the tiles, [share][9][out][in], are added in a fixed order. The
- * number of shares depends on shape and precision alone. dw is overwritten; nothing aliases. */
+ * Parts of the gradient, one for each share of the tiles, [share][9][out][in], are added by merge.cu. The
+ * number of shares depends on shape and precision alone. Parts are overwritten; nothing aliases. */
 #include "kernels/wmma_gradient.cuh"
 
 #define BLOCKS     128         /* wanted */
@@ -106,30 +106,27 @@ int tn_wmma3x3_weights_fit(const tn_conv_shape *shape, tn_wmma unit) {
     return plan(shape, unit, false, &job) && plan(shape, unit, true, &job);
 }
 
-size_t tn_wmma3x3_workspace(const tn_conv_shape *shape, tn_wmma unit) {
-    gradient_job job, other;
-    if (!plan(shape, unit, false, &job) || !plan(shape, unit, true, &other)) return 0;
-    if (job.splits < other.splits) job.splits = other.splits;
-    return (size_t)job.splits * 9 * shape->out_channels * shape->in_channels * sizeof(float);
+static bool converts(tn_wmma unit, tn_storage x_store, tn_storage y_store) {
+    return unit == TN_WMMA_BF16 && (x_store == TN_STORE_F32 || y_store == TN_STORE_F32);
+}
+
+int tn_wmma3x3_parts(const tn_conv_shape *shape, tn_wmma unit, tn_storage x_store, tn_storage y_store) {
+    gradient_job job;
+    return plan(shape, unit, converts(unit, x_store, y_store), &job) ? job.splits : 0;
 }
 
 cudaError_t tn_launch_wmma3x3_backward_weights(const tn_conv_shape *shape, tn_wmma unit, tn_storage x_store,
                                                const void *x, tn_storage y_store, const void *dz,
-                                               void *workspace, float *dw, cudaStream_t stream) {
-    const size_t pairs = (size_t)shape->out_channels * shape->in_channels;
-    const bool converts = unit == TN_WMMA_BF16 && (x_store == TN_STORE_F32 || y_store == TN_STORE_F32);
+                                               float *parts, cudaStream_t stream) {
     gradient_job job;
-    if (bad_wmma3x3(shape) || shape->rows < 1 || too_large(pairs, 9) || !plan(shape, unit, converts, &job))
+    if (bad_wmma3x3(shape) || shape->rows < 1 ||
+        too_large((size_t)shape->out_channels * shape->in_channels, 9) ||
+        !plan(shape, unit, converts(unit, x_store, y_store), &job))
         return cudaErrorInvalidValue;
     if (unit == TN_WMMA_TF32 && (x_store != TN_STORE_F32 || y_store != TN_STORE_F32))
         return cudaErrorInvalidValue;
-    if (misaligned(x) || misaligned(dz) || reinterpret_cast<uintptr_t>(workspace) % 32)
+    if (misaligned(x) || misaligned(dz) || reinterpret_cast<uintptr_t>(parts) % 32)
         return cudaErrorMisalignedAddress;
-    float *partial = static_cast<float *>(workspace);
-    cudaError_t error = unit == TN_WMMA_TF32
-                            ? launch<in_tf32, float, float>(&job, x, dz, partial, stream)
-                            : TN_PICK2(launch_bf16, x_store, y_store)(&job, x, dz, partial, stream);
-    if (error != cudaSuccess) return error;
-    tn_add_splits((unsigned)pairs, job.splits, partial, dw, stream);
-    return cudaGetLastError();
+    if (unit == TN_WMMA_TF32) return launch<in_tf32, float, float>(&job, x, dz, parts, stream);
+    return TN_PICK2(launch_bf16, x_store, y_store)(&job, x, dz, parts, stream);
 }

@@ -245,12 +245,6 @@ static inline bool misaligned(const tn_parts &parts) {
     return bad;
 }
 
-/* sums[0], sums[1] = sums over partial[blocks][2], in a fixed order; of epilogue.cu. */
-void tn_merge_sums(int blocks, const double *partial, float *sums, cudaStream_t stream);
-/* dw[out][in][9] = sum of partial[splits][9][out][in], in a fixed order; pairs = out * in; of
- * conv_weights.cu. */
-void tn_add_splits(unsigned pairs, int splits, const float *partial, float *dw, cudaStream_t stream);
-
 /* function<X, Y> for two storages, function<T> for one. */
 #define TN_PICK2(function, x, y)                                                                             \
     ((x) == TN_STORE_F32 ? ((y) == TN_STORE_F32 ? function<float, float> : function<float, bf16>)            \

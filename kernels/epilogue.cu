@@ -5,8 +5,8 @@
  *
  * Outputs are overwritten. y may be x (same storage) or r; dz may be one of the parts: a thread reads its
  * elements of all tensors before it writes. Sums run over a number of blocks that depends on the element
- * count alone: each block adds its share in float, thread by thread, then in double; one more block adds the
- * blocks' sums in order. */
+ * count alone: each block adds its share in float, thread by thread, then in double, and leaves it as a part
+ * (merge.cu). */
 #include "kernels/device.cuh"
 
 template <typename X, typename Y>
@@ -52,9 +52,9 @@ cudaError_t tn_launch_epilogue_forward(size_t pixels, int channels, tn_storage x
 
 /* ---- backward ---- */
 
-#define SUM_BLOCKS (TN_SUM_WORKSPACE / (2 * (int)sizeof(double)))
+#define SUM_BLOCKS 512 /* at most */
 
-/* partial[block] = {sum of dz, sum of dL/dy}. */
+/* partial[block] = sum of dz, partial[blocks + block] = sum of dL/dy. */
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
     backward_kernel(unsigned count, tn_parts dy, const uint32_t *mask, T *dz, double *partial,
@@ -79,26 +79,8 @@ static __global__ void __launch_bounds__(THREADS)
     if (!partial) return;
     const double dz_total = block_sum((double)dz_sum), dy_total = block_sum((double)dy_sum);
     if (threadIdx.x) return;
-    partial[2 * blockIdx.x] = dz_total;
-    partial[2 * blockIdx.x + 1] = dy_total;
-}
-
-static __global__ void __launch_bounds__(THREADS)
-    merge_sums(int blocks, const double *__restrict__ partial, float *sums) {
-    double dz = 0, dy = 0;
-    for (int i = threadIdx.x; i < blocks; i += THREADS) {
-        dz += partial[2 * i];
-        dy += partial[2 * i + 1];
-    }
-    dz = block_sum(dz);
-    dy = block_sum(dy);
-    if (threadIdx.x) return;
-    sums[0] = (float)dz;
-    sums[1] = (float)dy;
-}
-
-void tn_merge_sums(int blocks, const double *partial, float *sums, cudaStream_t stream) {
-    TN_LAUNCH(merge_sums, 1, THREADS, 0, stream, blocks, partial, sums);
+    partial[blockIdx.x] = dz_total;
+    partial[gridDim.x + blockIdx.x] = dy_total;
 }
 
 template <typename T>
@@ -108,19 +90,20 @@ static void backward(unsigned count, tn_parts dy, const uint32_t *mask, void *dz
               nonfinite);
 }
 
+int tn_epilogue_sum_parts(size_t count) {
+    const unsigned blocks = blocks_for(groups_of((unsigned)count));
+    return blocks > SUM_BLOCKS ? SUM_BLOCKS : (int)blocks;
+}
+
 cudaError_t tn_launch_epilogue_backward(size_t count, tn_storage store, tn_parts dy, const uint32_t *mask,
-                                        void *dz, void *workspace, float *sums, int *nonfinite,
-                                        cudaStream_t stream) {
-    if (dy.count < 1 || dy.count > TN_KERNEL_PARTS || (sums && !workspace) || (sums && count == 0) ||
-        too_large(count))
+                                        void *dz, double *sums, int *nonfinite, cudaStream_t stream) {
+    if (dy.count < 1 || dy.count > TN_KERNEL_PARTS || (sums && count == 0) || too_large(count))
         return cudaErrorInvalidValue;
     if (misaligned(dy) || misaligned(dz)) return cudaErrorMisalignedAddress;
     if (count == 0) return cudaSuccess;
-    unsigned blocks = blocks_for(groups_of((unsigned)count));
-    if (blocks > SUM_BLOCKS && sums) blocks = SUM_BLOCKS;
-    double *partial = sums ? static_cast<double *>(workspace) : NULL;
-    TN_PICK1(backward, store)((unsigned)count, dy, mask, dz, partial, blocks, nonfinite, stream);
-    if (sums) tn_merge_sums((int)blocks, partial, sums, stream);
+    const unsigned blocks =
+        sums ? (unsigned)tn_epilogue_sum_parts(count) : blocks_for(groups_of((unsigned)count));
+    TN_PICK1(backward, store)((unsigned)count, dy, mask, dz, sums, blocks, nonfinite, stream);
     return cudaGetLastError();
 }
 

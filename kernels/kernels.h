@@ -74,6 +74,25 @@ typedef struct tn_conv_shape {
     int kernel, stride, padding;
 } tn_conv_shape;
 
+/* ---- merge.cu ---- */
+
+/* A result that a kernel left in parts, one for each share of its work; their number depends on the shape
+ * alone.
+ *
+ *   taps 1 or 9   gradients of weights: parts is float [count][groups][taps][pairs], pairs being [out][in];
+ *                 to[groups][pairs][taps] is their sum
+ *   taps 0        sums of nodes: parts is double [groups][count]; the sum of row i goes to to[3 * (i / 2) + i
+ *                 % 2], as sums [node][3] have the sum of dz first and that of dL/dy second */
+typedef struct tn_merge_item {
+    const void *parts;
+    float *to;
+    int count, groups, pairs, taps;
+} tn_merge_item;
+#define TN_MERGE_ITEMS 112 /* of a launch, at most */
+/* Adds the parts of each, in a fixed order; with `add`, to what is there. The table is host memory, free
+ * again at once. */
+cudaError_t tn_launch_merge(int count, const tn_merge_item *items, int add, cudaStream_t stream);
+
 /* ---- conv_direct.cu: 3x3, stride 1 or 2, padding 1, any number of channels ---- */
 
 /* y = epilogue(conv(x, w)). w is packed as TN_PACK_CONV_FORWARD, usually with s in it (then epilogue.s is
@@ -85,11 +104,11 @@ cudaError_t tn_launch_conv3x3_forward(const tn_conv_shape *shape, tn_storage x_s
 cudaError_t tn_launch_conv3x3_backward_data(const tn_conv_shape *shape, tn_storage y_store, const void *dz,
                                             const float *w, tn_storage x_store, void *dx,
                                             cudaStream_t stream);
-/* dw (OIHW, float) from x and dz; workspace of tn_conv3x3_workspace bytes. */
+/* dw from x and dz, in parts [tn_conv3x3_parts][9][out][in]. */
 cudaError_t tn_launch_conv3x3_backward_weights(const tn_conv_shape *shape, tn_storage x_store, const void *x,
-                                               tn_storage y_store, const void *dz, void *workspace, float *dw,
+                                               tn_storage y_store, const void *dz, float *parts,
                                                cudaStream_t stream);
-size_t tn_conv3x3_workspace(const tn_conv_shape *shape);
+int tn_conv3x3_parts(const tn_conv_shape *shape);
 
 /* ---- conv_wmma.cu: 3x3 on tensor cores, stride 1 or 2, padding 1, channels multiples of 16 ---- */
 
@@ -103,36 +122,36 @@ int tn_wmma3x3_takes(const tn_conv_shape *shape, tn_wmma unit);
 cudaError_t tn_launch_wmma3x3_forward(const tn_conv_shape *shape, tn_wmma unit, tn_storage x_store,
                                       const void *x, const void *w, tn_epilogue epilogue, tn_storage y_store,
                                       void *y, cudaStream_t stream);
-/* What may follow backward data, so that dx is already the dz of whoever made x: dx = mask * (conv + r), and
- * sums[0] = sum of dx, sums[1] = the same before the mask. All members may be NULL; r has the storage of dx
- * and may be dx; the flag looks at conv + r. */
+/* What may follow backward data, so that dx is already the dz of whoever made x: dx = mask * (conv + r), with
+ * the sum of dx and the same before the mask in parts, `sums` [2][...]. All members may be NULL; r has the
+ * storage of dx and may be dx; the flag looks at conv + r. */
 typedef struct tn_gate {
     const void *r;
     const uint32_t *mask;
-    float *sums;
+    double *sums;
     int *nonfinite;
 } tn_gate;
-/* dx from dz; w is packed as TN_PACK_TAPS_BACKWARD. workspace of tn_wmma3x3_sum_workspace bytes,
- * NULL without sums. */
+/* dx from dz; w is packed as TN_PACK_TAPS_BACKWARD. gate.sums is [2][tn_wmma3x3_sum_parts]. */
 cudaError_t tn_launch_wmma3x3_backward_data(const tn_conv_shape *shape, tn_wmma unit, tn_storage y_store,
                                             const void *dz, const void *w, tn_gate gate, tn_storage x_store,
-                                            void *dx, void *workspace, cudaStream_t stream);
-size_t tn_wmma3x3_sum_workspace(const tn_conv_shape *shape, tn_wmma unit);
-/* dw (OIHW, float) from x and dz; workspace of tn_wmma3x3_workspace bytes, aligned to 32. */
+                                            void *dx, cudaStream_t stream);
+int tn_wmma3x3_sum_parts(const tn_conv_shape *shape, tn_wmma unit);
+/* dw from x and dz, in parts [tn_wmma3x3_parts][9][out][in], aligned to 32 bytes. */
 cudaError_t tn_launch_wmma3x3_backward_weights(const tn_conv_shape *shape, tn_wmma unit, tn_storage x_store,
                                                const void *x, tn_storage y_store, const void *dz,
-                                               void *workspace, float *dw, cudaStream_t stream);
-size_t tn_wmma3x3_workspace(const tn_conv_shape *shape, tn_wmma unit);
+                                               float *parts, cudaStream_t stream);
+int tn_wmma3x3_parts(const tn_conv_shape *shape, tn_wmma unit, tn_storage x_store, tn_storage y_store);
 
 /* ---- conv_wmma_both.cu: bf16, at most 64 output channels ---- */
 
 int tn_wmma3x3_both_takes(const tn_conv_shape *shape, tn_wmma unit);
-/* dx and dw as the two calls above make them, in one launch over dz; dx has the storage of x. workspace of
- * tn_wmma3x3_both_workspace bytes, aligned to 32. */
+/* dx and dw as the two calls above make them, in one launch over dz; dx has the storage of x. parts is
+ * [tn_wmma3x3_both_parts][9][out][in], aligned to 32 bytes, gate.sums [2][tn_wmma3x3_both_sum_parts]. */
 cudaError_t tn_launch_wmma3x3_backward(const tn_conv_shape *shape, tn_storage x_store, const void *x,
                                        tn_storage y_store, const void *dz, const void *w, tn_gate gate,
-                                       void *dx, void *workspace, float *dw, cudaStream_t stream);
-size_t tn_wmma3x3_both_workspace(const tn_conv_shape *shape);
+                                       void *dx, float *parts, cudaStream_t stream);
+int tn_wmma3x3_both_parts(const tn_conv_shape *shape);
+int tn_wmma3x3_both_sum_parts(const tn_conv_shape *shape);
 
 /* ---- stage.cu, stage_backward.cu: successive blocks without norms, whole, in bf16 ---- */
 
@@ -170,9 +189,9 @@ typedef struct tn_stage_gradient {
     const void *weights; /* [2 * blocks] convs, each TN_PACK_STAGE_BACKWARD */
     tn_parts dy;
     void *dx;
-    float *grads; /* [2 * blocks] weight gradients, OIHW: what TN_PACK_STAGE_* was packed from, without s */
-    float *sums;  /* [2 * blocks][3], of which the first becomes sum of dz and the second sum of dL/dy */
-    int add;      /* grads and sums are added to */
+    float *weight_parts; /* [tn_stage_weight_parts][2 * blocks][9][out][in]: gradients of the weights that
+                            TN_PACK_STAGE_* was packed from, without s */
+    double *sum_parts;   /* [2 * blocks][2][tn_stage_sum_parts]: sums of dz and of dL/dy */
 } tn_stage_gradient;
 /* Everything that backward of these blocks makes. workspace: tn_stage_workspace bytes. With 16 channels the
  * weight gradient is summed where the images are; above, dz goes to the workspace and a second kernel
@@ -180,6 +199,8 @@ typedef struct tn_stage_gradient {
 cudaError_t tn_launch_stage_backward(const tn_stage_shape *shape, tn_stage_gradient gradient, void *workspace,
                                      cudaStream_t stream);
 size_t tn_stage_workspace(const tn_stage_shape *shape);
+int tn_stage_weight_parts(const tn_stage_shape *shape);
+int tn_stage_sum_parts(const tn_stage_shape *shape);
 
 /* ---- im2col.cu: any kernel, stride and padding; the GEMM is the caller's ---- */
 
@@ -197,12 +218,11 @@ cudaError_t tn_launch_col2im(const tn_conv_shape *shape, tn_storage columns_stor
 cudaError_t tn_launch_epilogue_forward(size_t pixels, int channels, tn_storage x_store, const void *x,
                                        tn_epilogue epilogue, tn_storage y_store, void *y,
                                        cudaStream_t stream);
-/* dz = mask * sum of parts over `count` elements; sums[0] = sum of dz, sums[1] = sum of dL/dy (before the
- * mask). dz may be one of the parts. sums may be NULL, then so may workspace (TN_SUM_WORKSPACE bytes). The
- * flag looks at dL/dy. */
+/* dz = mask * sum of parts over `count` elements, with the sums of dz and of dL/dy (before the mask) in
+ * parts, sums [2][tn_epilogue_sum_parts], or NULL. dz may be one of the parts. The flag looks at dL/dy. */
 cudaError_t tn_launch_epilogue_backward(size_t count, tn_storage store, tn_parts dy, const uint32_t *mask,
-                                        void *dz, void *workspace, float *sums, int *nonfinite,
-                                        cudaStream_t stream);
+                                        void *dz, double *sums, int *nonfinite, cudaStream_t stream);
+int tn_epilogue_sum_parts(size_t count);
 /* sums[channel] = sum over rows of x[rows][channels]: gradient of a vector bias. */
 cudaError_t tn_launch_column_sums(int rows, int channels, tn_storage store, const void *x, float *sums,
                                   cudaStream_t stream);
@@ -272,9 +292,11 @@ cudaError_t tn_launch_avgpool_backward(int rows, int pixels, int channels, tn_st
  * or both at once. Of the shape kernel and padding are not used. */
 cudaError_t tn_launch_shortcut_forward(const tn_conv_shape *shape, tn_storage x_store, const void *x,
                                        const float *c, tn_storage y_store, void *y, cudaStream_t stream);
-/* dx = dy where x was read, 0 elsewhere. */
+/* dx = dy where x was read, 0 elsewhere; sums is NULL or [2][tn_shortcut_sum_parts]: that of dx, in parts,
+ * twice, as c follows no ReLU. */
 cudaError_t tn_launch_shortcut_backward(const tn_conv_shape *shape, tn_storage y_store, const void *dy,
-                                        tn_storage x_store, void *dx, cudaStream_t stream);
+                                        tn_storage x_store, void *dx, double *sums, cudaStream_t stream);
+int tn_shortcut_sum_parts(const tn_conv_shape *shape);
 
 /* ---- loss.cu ---- */
 

@@ -3,9 +3,8 @@
  *   forward    y[n, h, w, k] = x[n, h * stride, w * stride, k] + c for k < in_channels, else 0
  *   backward   dx[n, h, w, k] = dy[n, h / stride, w / stride, k] where both divide, else 0
  *
- * Outputs are overwritten, nothing aliases. The gradient of c is the sum of dL/dy, which
- * tn_launch_epilogue_backward makes (what is appended is constant: the caller takes subsample and append as
- * two nodes, or sums over the part that c reaches). A thread writes eight consecutive values. */
+ * Outputs are overwritten, nothing aliases. The gradient of c is the sum of dL/dy over what c reaches, which
+ * backward leaves in parts, one of each block (merge.cu). A thread writes eight consecutive values. */
 #include "kernels/device.cuh"
 
 template <typename X, typename Y>
@@ -38,9 +37,10 @@ static __global__ void __launch_bounds__(THREADS)
 
 template <typename Y, typename X>
 static __global__ void __launch_bounds__(THREADS)
-    backward_kernel(tn_conv_shape s, unsigned count, const Y *__restrict__ dy, X *__restrict__ dx) {
+    backward_kernel(tn_conv_shape s, unsigned count, const Y *__restrict__ dy, X *__restrict__ dx,
+                    double *sums) {
     const unsigned i = (blockIdx.x * THREADS + threadIdx.x) * 8;
-    if (i >= count) return;
+    float sum = 0;
     const bool vector = s.in_channels % 8 == 0 && s.out_channels % 8 == 0;
     for (unsigned j = i; j < i + 8 && j < count; j++) {
         const int k = (int)j % s.in_channels, pixel = (int)j / s.in_channels;
@@ -53,11 +53,18 @@ static __global__ void __launch_bounds__(THREADS)
         if (vector) {
             float v[8] = {};
             if (read) load8(from, v);
+#pragma unroll
+            for (int m = 0; m < 8; m++) sum += v[m];
             store8(dx + i, v);
-            return;
+            break;
         }
-        dx[j] = from_float<X>(read ? to_float(*from) : 0.0f);
+        const float v = read ? to_float(*from) : 0.0f;
+        sum += v;
+        dx[j] = from_float<X>(v);
     }
+    if (!sums) return;
+    const double total = block_sum((double)sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sums[gridDim.x + blockIdx.x] = total;
 }
 
 template <typename X, typename Y>
@@ -68,10 +75,9 @@ static void forward(const tn_conv_shape *s, const void *x, const float *c, void 
 }
 
 template <typename Y, typename X>
-static void backward(const tn_conv_shape *s, const void *dy, void *dx, cudaStream_t stream) {
-    const unsigned count = (unsigned)in_elements(s);
-    TN_LAUNCH((backward_kernel<Y, X>), blocks_for(groups_of(count)), THREADS, 0, stream, *s, count,
-              static_cast<const Y *>(dy), static_cast<X *>(dx));
+static void backward(const tn_conv_shape *s, const void *dy, void *dx, double *sums, cudaStream_t stream) {
+    TN_LAUNCH((backward_kernel<Y, X>), (unsigned)tn_shortcut_sum_parts(s), THREADS, 0, stream, *s,
+              (unsigned)in_elements(s), static_cast<const Y *>(dy), static_cast<X *>(dx), sums);
 }
 
 static bool bad_shape(const tn_conv_shape *s) {
@@ -89,11 +95,15 @@ cudaError_t tn_launch_shortcut_forward(const tn_conv_shape *shape, tn_storage x_
     return cudaGetLastError();
 }
 
+int tn_shortcut_sum_parts(const tn_conv_shape *shape) {
+    return (int)blocks_for(groups_of((unsigned)in_elements(shape)));
+}
+
 cudaError_t tn_launch_shortcut_backward(const tn_conv_shape *shape, tn_storage y_store, const void *dy,
-                                        tn_storage x_store, void *dx, cudaStream_t stream) {
+                                        tn_storage x_store, void *dx, double *sums, cudaStream_t stream) {
     if (bad_shape(shape)) return cudaErrorInvalidValue;
     if (misaligned(dy) || misaligned(dx)) return cudaErrorMisalignedAddress;
     if (shape->rows == 0) return cudaSuccess;
-    TN_PICK2(backward, y_store, x_store)(shape, dy, dx, stream);
+    TN_PICK2(backward, y_store, x_store)(shape, dy, dx, sums, stream);
     return cudaGetLastError();
 }

@@ -14,7 +14,7 @@
  * the images are in shared memory, and writes [conv][9][out][in] of its own. Wider, that would be more than
  * all activations; there dz goes to memory, and a second kernel gives each block one conv and a share of the
  * images, over which it adds in registers. Either way the parts, whose number depends on the shape alone, are
- * added in order by the last kernel, with the sums of dz and of g that biases want. */
+ * added by merge.cu, and so are those of the sums of dz and of g that biases want. */
 #include "kernels/stage.cuh"
 
 #define GRADIENT_BLOCKS 128 /* wanted, of the second kernel */
@@ -247,39 +247,7 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 2)
                             parts + ((size_t)blockIdx.z * gridDim.x + conv) * 9 * C * C);
 }
 
-/* ---- the parts ---- */
-
-/* Block (pairs, conv): 32 pairs (out, in) of a conv's weights, warp t adding tap t of all parts, in order;
- * the last block of a conv adds its sums. grads is OIHW. */
-static __global__ void __launch_bounds__(9 * 32)
-    add_stage_parts(int convs, int pairs, int count, const float *__restrict__ parts, int totals_count,
-                    const double *__restrict__ totals, float *grads, float *sums, int add) {
-    __shared__ float out[9 * 32];
-    const int conv = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (blockIdx.x == gridDim.x - 1) {
-        if (warp >= 2) return;
-        double sum = 0;
-        for (int i = lane; i < totals_count; i += 32)
-            sum += totals[(size_t)(2 * conv + warp) * totals_count + i];
-        sum = warp_sum(sum);
-        if (lane == 0) sums[3 * conv + warp] = (float)sum + (add ? sums[3 * conv + warp] : 0.0f);
-        return;
-    }
-    const float *from = parts + ((size_t)conv * 9 + warp) * pairs + blockIdx.x * 32 + lane;
-    float sum = 0;
-#pragma unroll 8
-    for (int i = 0; i < count; i++) sum += from[(size_t)i * convs * 9 * pairs];
-    out[lane * 9 + warp] = sum;
-    __syncthreads();
-    float *to = grads + ((size_t)conv * pairs + blockIdx.x * 32) * 9 + threadIdx.x;
-    *to = out[threadIdx.x] + (add ? *to : 0.0f);
-}
-
 /* ---- host ---- */
-
-static size_t rounded(size_t bytes) {
-    return (bytes + 255) / 256 * 256;
-}
 
 /* What one conv needs for all its weights. */
 static int weight_blocks(const tn_stage_shape *s) {
@@ -298,23 +266,17 @@ static int share_of(const tn_stage_shape *s) {
     return (s->rows + parts - 1) / parts;
 }
 
-static int part_count(const tn_stage_shape *s) {
+/* For dz. */
+size_t tn_stage_workspace(const tn_stage_shape *s) {
+    return s->channels == 16 ? 0 : (size_t)4 * s->blocks * s->rows * s->height * s->width * s->channels;
+}
+
+int tn_stage_weight_parts(const tn_stage_shape *s) {
     return s->channels == 16 ? (int)stage_grid(s) : (s->rows + share_of(s) - 1) / share_of(s);
 }
 
-/* Workspace: dz, parts, totals. */
-static size_t dz_bytes(const tn_stage_shape *s) {
-    return s->channels == 16 ? 0
-                             : rounded((size_t)4 * s->blocks * s->rows * s->height * s->width * s->channels);
-}
-
-static size_t parts_bytes(const tn_stage_shape *s) {
-    return rounded((size_t)part_count(s) * 2 * s->blocks * 9 * s->channels * s->channels * sizeof(float));
-}
-
-size_t tn_stage_workspace(const tn_stage_shape *shape) {
-    return dz_bytes(shape) + parts_bytes(shape) +
-           (size_t)4 * shape->blocks * stage_grid(shape) * sizeof(double);
+int tn_stage_sum_parts(const tn_stage_shape *s) {
+    return (int)stage_grid(s);
 }
 
 template <int C, typename S>
@@ -323,7 +285,7 @@ static cudaError_t multiply_gradients(const tn_stage_shape *s, const stage_backw
     const stage_geometry g = geometry_of(s, images_at_once(s));
     const size_t bytes =
         (size_t)6 * g.positions * 16 * sizeof(bf16) + STAGE_WARPS * RESULT_FLOATS * sizeof(float);
-    const dim3 grid(2u * (unsigned)s->blocks, (unsigned)weight_blocks(s), (unsigned)part_count(s));
+    const dim3 grid(2u * (unsigned)s->blocks, (unsigned)weight_blocks(s), (unsigned)tn_stage_weight_parts(s));
     cudaError_t error = cudaFuncSetAttribute(stage_weight_gradient<C, S>,
                                              cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error != cudaSuccess) return error;
@@ -335,28 +297,23 @@ template <int C, typename S>
 static cudaError_t backward(const tn_stage_shape *s, const tn_stage_gradient &b, unsigned char *workspace,
                             cudaStream_t stream) {
     const size_t bytes = tn_stage_shared(s, 1);
-    float *parts = reinterpret_cast<float *>(workspace + dz_bytes(s));
     stage_backward_arguments a = {b.x,
                                   static_cast<const unsigned char *>(b.inner),
                                   reinterpret_cast<const unsigned char *>(b.masks),
                                   static_cast<const bf16 *>(b.weights),
                                   b.dx,
                                   C == 16 ? NULL : reinterpret_cast<bf16 *>(workspace),
-                                  C == 16 ? parts : NULL,
-                                  reinterpret_cast<double *>(workspace + dz_bytes(s) + parts_bytes(s))};
+                                  C == 16 ? b.weight_parts : NULL,
+                                  b.sum_parts};
     cudaError_t error =
         cudaFuncSetAttribute(stage_backward<C, S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error != cudaSuccess) return error;
     TN_LAUNCH((stage_backward<C, S>), stage_grid(s), STAGE_THREADS, bytes, stream, geometry_of(s, s->images),
               a, b.dy);
-    if constexpr (C != 16) {
-        error = multiply_gradients<C, S>(s, a, parts, stream);
-        if (error != cudaSuccess) return error;
-    }
-    TN_LAUNCH(add_stage_parts, dim3(C * C / 32 + 1, 2u * (unsigned)s->blocks), 9 * 32, 0, stream,
-              2 * s->blocks, C * C, part_count(s), parts, (int)stage_grid(s), a.totals, b.grads, b.sums,
-              b.add);
-    return cudaGetLastError();
+    if constexpr (C != 16)
+        return multiply_gradients<C, S>(s, a, b.weight_parts, stream);
+    else
+        return cudaGetLastError();
 }
 
 cudaError_t tn_launch_stage_backward(const tn_stage_shape *shape, tn_stage_gradient gradient, void *workspace,

@@ -13,8 +13,19 @@
 typedef struct conv_end {
     tn_epilogue e;
     const uint32_t *gate; /* backward data */
-    double *partial;      /* [blocks][2]: sums after and before the gate; NULL: not wanted */
+    double *sums;         /* [2][blocks]: after and before the gate; NULL: not wanted */
+    int blocks;
 } conv_end;
+
+static inline conv_end end_of(const tn_gate &gate, int blocks) {
+    conv_end end = {};
+    end.e.r = gate.r;
+    end.e.nonfinite = gate.nonfinite;
+    end.gate = gate.mask;
+    end.sums = gate.sums;
+    end.blocks = blocks;
+    return end;
+}
 
 /* ---- masks: each lane has 8 channels of a pixel, of every one of NT groups of 16 ---- */
 
@@ -91,7 +102,7 @@ __device__ __forceinline__ unsigned finish8(float z[8], size_t at, int channel, 
         for (int k = 0; k < 8; k++) z[k] += r[k];
     }
     seen.bad = seen.bad || !all_finite8(z);
-    if (end.gate || end.partial) {
+    if (end.gate || end.sums) {
 #pragma unroll
         for (int k = 0; k < 8; k++) {
             seen.before += z[k];
@@ -148,14 +159,14 @@ __device__ __forceinline__ double wide_sum(double v) {
     return v;
 }
 
-/* Leaves what a block has seen, at place `block` of the partial sums. */
+/* Leaves what block `block` has seen. */
 __device__ __forceinline__ void report(const conv_end &end, const conv_seen &seen, unsigned block) {
     raise_flag(end.e.nonfinite, seen.bad);
-    if (!end.partial) return;
+    if (!end.sums) return;
     const double after = wide_sum((double)seen.after), before = wide_sum((double)seen.before);
     if (threadIdx.x) return;
-    end.partial[2 * (size_t)block] = after;
-    end.partial[2 * (size_t)block + 1] = before;
+    end.sums[block] = after;
+    end.sums[end.blocks + block] = before;
 }
 
 /* 16 MT positions by 16 NT channels from beginning to end. */

@@ -28,13 +28,17 @@ typedef struct tn_backend tn_backend;
 typedef struct tn_args {
     int worker, chunk;
     int rows;           /* rows that count */
-    const float *x, *r; /* input, residual */
+    const float *x, *r; /* input, residual; r in backward: see gate */
     float *y;           /* output */
     float *inner;       /* of a span: outputs of all nodes but the last, one tensor after the other; NULL
                            where they are not wanted */
     const float *dy[TN_PARTS_MAX]; /* dL/dy is the sum of these */
     int dy_count;
-    float *dz;      /* gradient before the activation: always the buffer of dy[0], which may be overwritten */
+    float *dz; /* gradient before the activation: always the buffer of dy[0], which may be overwritten. It
+                  is there already where dy_count is 0: the step before has made it (gate). */
+    const struct tn_plan *gate; /* backward: the node that made x, when dx is to become its dz at once: its
+                                   mask times the sum of dx and r (r NULL: dx alone), with its sums; or
+                                   NULL */
     float *dx;      /* gradient of the input; NULL when nobody needs it. Overwritten; may be dz for norm, else
                        distinct. */
     float *grad;    /* grad_floats of this node's own gradients for this chunk; overwritten */
@@ -86,6 +90,9 @@ typedef struct tn_node_ops {
     /* dz (unless norm, whose `reduce` made it), dx and grad from x, y and dy. For loss: dx, row_loss and
      * row_rank. */
     tn_status (*backward)(tn_plan *plan, const tn_args *args);
+    /* Whether backward can make the dz of `maker`, the node that made the input (args.gate); asked when all
+     * nodes and spans are planned. NULL: no. */
+    bool (*gates)(const tn_plan *plan, const tn_plan *maker);
 
     /* norm only: sums of one chunk of x, ... */
     tn_status (*statistics)(tn_plan *plan, const tn_args *args);
@@ -177,6 +184,10 @@ typedef struct tn_backend_ops {
     tn_status (*finish_all)(tn_backend *backend);
     /* sgd of both groups, then pack_all. */
     tn_status (*update_all)(tn_backend *backend, float mu, float decay);
+    /* Nodes may leave their gradients and sums in parts: brings all those of the steps issued so far to
+     * flat.grads and flat.sums. keep = false forgets them, as those of a step that failed. NULL: nodes leave
+     * nothing. */
+    tn_status (*settle)(tn_backend *backend, bool keep);
     /* How many nodes from `node` on this backend computes as one operation, a span, on chunks of chunk_rows
      * images; 1: the node alone. NULL: always. Of a span only the last output is read by nodes outside, and
      * only the first node's input comes from there; all

@@ -34,8 +34,9 @@ typedef struct conv_plan {
     float *bias;                                    /* the vector, looked at like all packed parameters */
     uint32_t *masks;                                /* [chunks][mask_words] */
     size_t mask_words;
+    int weight_parts, gate_parts; /* in which the gradient comes, and the sums of a gate; 0 with cuBLAS */
     /* Places in the scratch memory, in bytes. */
-    size_t columns_at, dz_at, gradient_at, sums_at, workspace_at, made_at;
+    size_t columns_at, dz_at, gradient_at, made_at;
 } conv_plan;
 
 static const tn_node *node_of(const conv_plan *plan) {
@@ -70,6 +71,7 @@ void tn_cuda_conv_yield(tn_plan *head, const char *implementation) {
     conv_plan *plan = (conv_plan *)(void *)head;
     release(plan);
     plan->base.pack_count = 0;
+    plan->base.need = (tn_cuda_need){0};
     head->bytes = head->scratch_bytes = 0;
     for (int i = 0; i < 3; i++)
         if (head->implementation[i][0])
@@ -147,22 +149,55 @@ static void plan_columns(conv_plan *plan) {
 static void plan_scratch(conv_plan *plan) {
     const tn_conv_shape *s = &plan->shape;
     size_t *bytes = &plan->base.head.scratch_bytes, weights = weight_of(plan)->count,
+           outputs = (size_t)s->out_channels, made = weights > outputs ? weights : outputs,
            slice = (size_t)plan->slice_rows * (size_t)s->out_height * (size_t)s->out_width,
            all = tn_cuda_pixels(&plan->base, s->rows);
     bool gemm = uses_cublas(plan), training = plan->base.training;
     if (gemm) plan->columns_at = reserve(bytes, slice * (size_t)plan->ld * gemm_bytes(plan));
     if (!training) return;
     if (gemm && plan->base.y_store != plan->gemm_store)
-        plan->dz_at = reserve(bytes, all * (size_t)s->out_channels * gemm_bytes(plan));
-    if (gemm) plan->gradient_at = reserve(bytes, (size_t)s->out_channels * (size_t)plan->ld * sizeof(float));
-    if (plan->method == DIRECT) plan->workspace_at = reserve(bytes, tn_conv3x3_workspace(s));
+        plan->dz_at = reserve(bytes, all * outputs * gemm_bytes(plan));
+    if (gemm) plan->gradient_at = reserve(bytes, outputs * (size_t)plan->ld * sizeof(float));
+    plan->made_at = reserve(bytes, made * sizeof(float));
+}
+
+/* ---- what is left in parts ---- */
+
+static size_t output_values(const conv_plan *plan) {
+    return tn_cuda_floats(plan->base.out) * (size_t)plan->base.rows;
+}
+
+static tn_merge_item weights_item(const conv_plan *plan, const tn_flat *flat) {
+    const tn_conv_shape *s = &plan->shape;
+    return (tn_merge_item){.to = flat ? flat->grads + weight_of(plan)->offset : NULL,
+                           .count = plan->weight_parts,
+                           .groups = 1,
+                           .pairs = s->out_channels * s->in_channels,
+                           .taps = plan->taps};
+}
+
+static tn_merge_item sums_item(const conv_plan *plan, const tn_flat *flat) {
+    return tn_cuda_sums_item(&plan->base.head, flat, tn_epilogue_sum_parts(output_values(plan)));
+}
+
+static void plan_parts(conv_plan *plan) {
+    const tn_conv_shape *s = &plan->shape;
+    tn_cuda_need *need = &plan->base.need;
+    if (!plan->base.training) return;
+    if (plan->method == DIRECT) plan->weight_parts = tn_conv3x3_parts(s);
     if (plan->method == WMMA) {
-        size_t one = tn_wmma3x3_workspace(s, plan->unit), both = tn_wmma3x3_both_workspace(s);
-        plan->workspace_at = reserve(bytes, plan->both && both > one ? both : one);
+        plan->weight_parts = plan->both
+                                 ? tn_wmma3x3_both_parts(s)
+                                 : tn_wmma3x3_parts(s, plan->unit, plan->base.x_store, plan->base.y_store);
+        plan->gate_parts = plan->both ? tn_wmma3x3_both_sum_parts(s) : tn_wmma3x3_sum_parts(s, plan->unit);
+        tn_cuda_expect_parts(need, tn_cuda_sums_item(&plan->base.head, NULL, plan->gate_parts));
     }
-    plan->sums_at = reserve(bytes, TN_SUM_WORKSPACE);
-    plan->made_at = reserve(bytes, (weights > (size_t)s->out_channels ? weights : (size_t)s->out_channels) *
-                                       sizeof(float));
+    if (plan->trained && !uses_cublas(plan)) tn_cuda_expect_parts(need, weights_item(plan, NULL));
+    if (plan->needs_sums) tn_cuda_expect_parts(need, sums_item(plan, NULL));
+}
+
+static float *leave_weights(const conv_plan *plan, const tn_args *a) {
+    return tn_cuda_leave_parts(plan->base.cuda, weights_item(plan, a->flat));
 }
 
 static tn_status plan_pack(conv_plan *plan, int layout, void **memory) {
@@ -229,6 +264,7 @@ static tn_status conv_plan_make(tn_backend *backend, const tn_model *model, int 
                  tn_wmma3x3_both_takes(&plan->shape, plan->unit);
     plan_columns(plan);
     plan_scratch(plan);
+    plan_parts(plan);
     tn_status status = allocate(plan, chunks);
     if (status != TN_OK) {
         conv_free(&plan->base.head);
@@ -365,16 +401,32 @@ static tn_status conv_forward(tn_plan *head, const tn_args *a) {
 /* ---- backward ---- */
 
 static tn_status backward_epilogue(conv_plan *plan, const tn_args *a) {
-    const tn_node *node = node_of(plan);
-    tn_cuda *cuda = plan->base.cuda;
-    size_t count = tn_cuda_floats(plan->base.out) * (size_t)plan->base.rows;
-    float *sums = a->flat->sums + 3 * (node - plan->base.head.model->nodes),
-          *made = a->chunk ? (float *)a->scratch + plan->made_at / sizeof(float) : sums;
-    if (a->dy_count == 1 && !node->relu && !plan->needs_sums) return TN_OK;
-    TN_CUDA(tn_launch_epilogue_backward(count, plan->base.y_store, tn_cuda_parts(a), mask_of(plan, a), a->dz,
-                                        (char *)a->scratch + plan->sums_at, plan->needs_sums ? made : NULL,
-                                        NULL, cuda->stream));
-    return plan->needs_sums ? tn_cuda_accumulate(cuda, a, sums, made, 2) : TN_OK;
+    double *sums = NULL;
+    if (a->dy_count == 0 || (a->dy_count == 1 && !node_of(plan)->relu && !plan->needs_sums)) return TN_OK;
+    if (plan->needs_sums) sums = tn_cuda_leave_parts(plan->base.cuda, sums_item(plan, a->flat));
+    TN_CUDA(tn_launch_epilogue_backward(output_values(plan), plan->base.y_store, tn_cuda_parts(a),
+                                        mask_of(plan, a), a->dz, sums, NULL, plan->base.cuda->stream));
+    return TN_OK;
+}
+
+static bool conv_gates(const tn_plan *head, const tn_plan *maker) {
+    const conv_plan *plan = (const conv_plan *)(const void *)head,
+                    *other = (const conv_plan *)(const void *)maker;
+    const bool alone = plan->forward_weights && maker->node->kind == TN_NODE_CONV && other->forward_weights;
+    return alone && plan->method == WMMA;
+}
+
+/* What the node that made x wants of dx. */
+static tn_gate gate_of(const conv_plan *plan, const tn_args *a) {
+    const conv_plan *maker = (const conv_plan *)(const void *)a->gate;
+    tn_gate gate = {0};
+    if (!maker) return gate;
+    gate.r = a->r;
+    gate.mask = mask_of(maker, a);
+    if (maker->needs_sums)
+        gate.sums =
+            tn_cuda_leave_parts(plan->base.cuda, tn_cuda_sums_item(a->gate, a->flat, plan->gate_parts));
+    return gate;
 }
 
 static tn_status bias_gradient(conv_plan *plan, const tn_args *a) {
@@ -393,9 +445,8 @@ static tn_status converted_dz(conv_plan *plan, const tn_args *a, const void **dz
     *dz = a->dz;
     if (plan->base.y_store == plan->gemm_store) return TN_OK;
     void *to = (char *)a->scratch + plan->dz_at;
-    size_t count = tn_cuda_floats(plan->base.out) * (size_t)plan->base.rows;
-    TN_CUDA(
-        tn_launch_convert(count, plan->base.y_store, a->dz, plan->gemm_store, to, plan->base.cuda->stream));
+    TN_CUDA(tn_launch_convert(output_values(plan), plan->base.y_store, a->dz, plan->gemm_store, to,
+                              plan->base.cuda->stream));
     *dz = to;
     return TN_OK;
 }
@@ -443,58 +494,61 @@ static tn_status data_gemm(conv_plan *plan, const tn_args *a, const void *dz) {
     return TN_OK;
 }
 
-static tn_status backward_direct(conv_plan *plan, const tn_args *a, float *made) {
+static tn_status backward_direct(conv_plan *plan, const tn_args *a) {
     cudaStream_t stream = plan->base.cuda->stream;
     tn_storage xs = plan->base.x_store, ys = plan->base.y_store;
-    if (made)
-        TN_CUDA(tn_launch_conv3x3_backward_weights(&plan->shape, xs, a->x, ys, a->dz,
-                                                   (char *)a->scratch + plan->workspace_at, made, stream));
+    if (plan->trained)
+        TN_CUDA(tn_launch_conv3x3_backward_weights(&plan->shape, xs, a->x, ys, a->dz, leave_weights(plan, a),
+                                                   stream));
     if (a->dx)
         TN_CUDA(tn_launch_conv3x3_backward_data(&plan->shape, ys, a->dz, plan->backward_weights, xs, a->dx,
                                                 stream));
     return TN_OK;
 }
 
-static tn_status backward_wmma(conv_plan *plan, const tn_args *a, float *made) {
+static tn_status backward_wmma(conv_plan *plan, const tn_args *a) {
     cudaStream_t stream = plan->base.cuda->stream;
     tn_storage xs = plan->base.x_store, ys = plan->base.y_store;
-    void *workspace = (char *)a->scratch + plan->workspace_at;
-    if (made && a->dx && plan->both) {
-        TN_CUDA(tn_launch_wmma3x3_backward(&plan->shape, xs, a->x, ys, a->dz, plan->backward_weights,
-                                           (tn_gate){0}, a->dx, workspace, made, stream));
+    const tn_gate gate = gate_of(plan, a);
+    if (plan->both) {
+        TN_CUDA(tn_launch_wmma3x3_backward(&plan->shape, xs, a->x, ys, a->dz, plan->backward_weights, gate,
+                                           a->dx, leave_weights(plan, a), stream));
         return TN_OK;
     }
-    if (made)
-        TN_CUDA(tn_launch_wmma3x3_backward_weights(&plan->shape, plan->unit, xs, a->x, ys, a->dz, workspace,
-                                                   made, stream));
+    if (plan->trained)
+        TN_CUDA(tn_launch_wmma3x3_backward_weights(&plan->shape, plan->unit, xs, a->x, ys, a->dz,
+                                                   leave_weights(plan, a), stream));
     if (a->dx)
         TN_CUDA(tn_launch_wmma3x3_backward_data(&plan->shape, plan->unit, ys, a->dz, plan->backward_weights,
-                                                (tn_gate){0}, xs, a->dx, NULL, stream));
+                                                gate, xs, a->dx, stream));
     return TN_OK;
 }
 
-static tn_status backward_gemm(conv_plan *plan, const tn_args *a, float *made) {
+static tn_status backward_gemm(conv_plan *plan, const tn_args *a) {
+    const tn_param *w = weight_of(plan);
+    float *grad = a->flat->grads + w->offset,
+          *made = a->chunk ? (float *)a->scratch + plan->made_at / sizeof(float) : grad;
     const void *dz;
     TN_TRY(converted_dz(plan, a, &dz));
-    if (made) TN_TRY(weights_gemm(plan, a, dz, made));
+    if (plan->trained) {
+        TN_TRY(weights_gemm(plan, a, dz, made));
+        TN_TRY(tn_cuda_accumulate(plan->base.cuda, a, grad, made, w->count));
+    }
     return a->dx ? data_gemm(plan, a, dz) : TN_OK;
 }
 
 static tn_status conv_backward(tn_plan *head, const tn_args *a) {
     conv_plan *plan = (conv_plan *)(void *)head;
-    const tn_param *w = weight_of(plan);
-    float *grad = a->flat->grads + w->offset, *made = NULL;
+    TN_TRY(tn_cuda_open_parts(plan->base.cuda, a, &plan->base.need));
     TN_TRY(backward_epilogue(plan, a));
     TN_TRY(bias_gradient(plan, a));
-    if (plan->trained) made = a->chunk ? (float *)a->scratch + plan->made_at / sizeof(float) : grad;
-    if (plan->method == DIRECT)
-        TN_TRY(backward_direct(plan, a, made));
-    else if (plan->method == WMMA)
-        TN_TRY(backward_wmma(plan, a, made));
-    else
-        TN_TRY(backward_gemm(plan, a, made));
-    return made ? tn_cuda_accumulate(plan->base.cuda, a, grad, made, w->count) : TN_OK;
+    if (plan->method == DIRECT) return backward_direct(plan, a);
+    if (plan->method == WMMA) return backward_wmma(plan, a);
+    return backward_gemm(plan, a);
 }
 
-const tn_node_ops tn_cuda_conv = {
-    .plan = conv_plan_make, .free = conv_free, .forward = conv_forward, .backward = conv_backward};
+const tn_node_ops tn_cuda_conv = {.plan = conv_plan_make,
+                                  .free = conv_free,
+                                  .forward = conv_forward,
+                                  .backward = conv_backward,
+                                  .gates = conv_gates};

@@ -11,6 +11,7 @@
 #define ALIGNMENT     16            /* of copies in a slot */
 #define FETCH_MORE    ((size_t)256) /* pinned memory behind the first piece of a fetch */
 #define COLUMNS_BYTES ((size_t)64 << 20)
+#define PARTS_BYTES   ((size_t)256 << 20)
 /* See facts.md, Numerics. */
 #define BLOCKS_OF_A_SHORT_STREAM 100
 
@@ -136,6 +137,7 @@ static tn_status cuda_open(int device, int workers, tn_precision precision, tn_b
     cuda->device = device;
     cuda->precision = precision;
     cuda->columns_bytes = COLUMNS_BYTES;
+    cuda->parts_bytes = PARTS_BYTES;
     tn_status status = start(cuda);
     if (status != TN_OK) {
         cuda_close(&cuda->head);
@@ -363,7 +365,7 @@ static tn_status square_sum_in(tn_cuda *cuda, tn_storage store, tn_parts parts, 
     double *sum = (double *)(void *)((char *)cuda->sum_workspace + TN_SUM_WORKSPACE);
     const void *x = parts.part[0];
     if (parts.count > 1) {
-        TN_CUDA(tn_launch_epilogue_backward(count, store, parts, NULL, work, NULL, NULL, NULL, cuda->stream));
+        TN_CUDA(tn_launch_epilogue_backward(count, store, parts, NULL, work, NULL, NULL, cuda->stream));
         x = work;
     }
     TN_TRY(shifted_sum(cuda, store, x, -shift, count,
@@ -459,6 +461,7 @@ const tn_backend_ops tn_cuda_backend = {.name = "cuda",
                                         .square_sum = square_sum,
                                         .prepare = tn_cuda_prepare,
                                         .pack_all = tn_cuda_pack_all,
+                                        .settle = tn_cuda_settle,
                                         .finish_all = tn_cuda_finish_all,
                                         .update_all = tn_cuda_update_all,
                                         .span = tn_cuda_span,

@@ -38,6 +38,14 @@ typedef struct tn_cuda_graph {
     cudaGraphExec_t exec;
 } tn_cuda_graph;
 
+/* Parts that wait for the launch that adds them, of one chunk. */
+typedef struct tn_cuda_waiting {
+    char *memory;
+    size_t bytes, used;
+    tn_merge_item items[TN_MERGE_ITEMS];
+    int count, chunk;
+} tn_cuda_waiting;
+
 /* What kernels.h takes for whole models: tables in device memory. */
 #define TN_CUDA_MEMORIES 12
 typedef struct tn_cuda_tables {
@@ -61,8 +69,10 @@ typedef struct tn_cuda {
     tn_cuda_graph graphs[TN_RECORD_SLOTS];
     bool recording;
     size_t columns_bytes; /* im2col works in slices of rows of at most this size */
+    size_t parts_bytes;   /* at most, of parts that wait; more where one layer alone has more */
     tn_cuda_arch arch;    /* what plans are made for */
     float *scalars;       /* [node_count][4], tn_update.node_scalars */
+    tn_cuda_waiting waiting;
     tn_cuda_tables tables;
 } tn_cuda;
 
@@ -116,6 +126,24 @@ tn_parts tn_cuda_parts(const tn_args *args);
  * which for chunk 0 is `to` itself. */
 tn_status tn_cuda_accumulate(tn_cuda *cuda, const tn_args *args, float *to, const float *made, size_t count);
 
+/* cuda_parts.c. What a layer may leave in parts in one backward, bytes and tables' rows, ... */
+typedef struct tn_cuda_need {
+    size_t bytes;
+    int items;
+} tn_cuda_need;
+/* ... which planning adds up (`to` and `parts` are not looked at). */
+void tn_cuda_expect_parts(tn_cuda_need *need, tn_merge_item item);
+/* Room for the parts of all plans, or for as many as may wait at a time. */
+tn_status tn_cuda_alloc_parts(tn_cuda *cuda, int count, tn_plan *const *plans);
+void tn_cuda_free_parts(tn_cuda *cuda);
+/* Before a layer's first launch: adds what waits, if there is not room for all that the layer may leave. */
+tn_status tn_cuda_open_parts(tn_cuda *cuda, const tn_args *args, const tn_cuda_need *need);
+/* Where a kernel that is about to be launched leaves the parts of `item`. */
+void *tn_cuda_leave_parts(tn_cuda *cuda, tn_merge_item item);
+tn_status tn_cuda_settle(tn_backend *backend, bool keep);
+/* The sums of a node: `count` parts of each. */
+tn_merge_item tn_cuda_sums_item(const tn_plan *plan, const tn_flat *flat, int count);
+
 /* cuda_tables.c: what is done for a whole model at once. */
 tn_status tn_cuda_prepare(tn_backend *backend, const tn_model *model, tn_plan *const *plans,
                           const tn_flat *flat, const tn_step_memory *memory);
@@ -160,6 +188,7 @@ typedef struct tn_cuda_plan {
     tn_shape in, out;
     tn_cuda_pack packs[TN_CUDA_PACKS];
     int pack_count;
+    tn_cuda_need need; /* of parts */
 } tn_cuda_plan;
 
 /* Frees what a convolution that became part of a span computes with; its plan then only packs for the span,

@@ -100,8 +100,15 @@ static void add_kernels(const tn_cuda_arch *arch, tn_cuda_cost *cost, double byt
     cost->seconds += larger(bytes / arch->bytes_per_second, flops / rate) + launches * arch->launch_seconds;
 }
 
-/* Forward and backward of tn_launch_stage_*; `unit`, `stream`: bytes of an activation inside of blocks and
- * between them. */
+/* How much longer it takes than if all multiprocessors were busy to the end. */
+static double idle_factor(const tn_cuda_arch *arch, int blocks) {
+    const int rounds = (blocks + arch->multiprocessors - 1) / arch->multiprocessors;
+    return (double)rounds * arch->multiprocessors / blocks;
+}
+
+/* The launch that adds the parts of gradients is one for all layers: here and below its bytes count, itself
+ * it does not. Forward and backward of tn_launch_stage_*; `unit`, `stream`: bytes of an activation inside of
+ * blocks and between them. */
 static tn_cuda_cost stage_cost(const tn_cuda_arch *arch, const tn_stage_shape *s) {
     tn_cuda_cost cost = {0};
     const double pixels = (double)s->rows * s->height * s->width, convs = 2.0 * s->blocks,
@@ -110,14 +117,13 @@ static tn_cuda_cost stage_cost(const tn_cuda_arch *arch, const tn_stage_shape *s
                  products = 2 * pixels * 9 * s->channels * s->channels * convs,
                  weights = convs * 9 * s->channels * s->channels * 2;
     /* Computed positions that are no pixels, and multiprocessors that wait for the others' last images. */
-    const int grid = (s->rows + s->images - 1) / s->images,
-              waves = (grid + arch->multiprocessors - 1) / arch->multiprocessors;
-    const double waste = (s->height + 1.0) * (s->width + 1.0) / ((double)s->height * s->width) * waves *
-                         arch->multiprocessors / grid;
+    const double waste = (s->height + 1.0) * (s->width + 1.0) / ((double)s->height * s->width) *
+                         idle_factor(arch, (s->rows + s->images - 1) / s->images);
     const double rate = arch->flops[TN_PRECISION_BF16] * arch->wmma_share / waste;
     const bool inside = s->channels == 16; /* where the weight gradient is made */
     add_kernels(arch, &cost, stream + kept + masks + weights, products, rate, 1);
-    const double parts = (double)tn_stage_workspace(s) - (inside ? 0 : convs * unit);
+    const double parts =
+        tn_stage_weight_parts(s) * 2 * weights + 2 * convs * tn_stage_sum_parts(s) * sizeof(double);
     if (inside) {
         add_kernels(arch, &cost, 2 * stream + kept + masks + weights + parts, 2 * products, rate, 1);
     } else {
@@ -125,7 +131,7 @@ static tn_cuda_cost stage_cost(const tn_cuda_arch *arch, const tn_stage_shape *s
         add_kernels(arch, &cost, kept + convs * unit + parts, products,
                     arch->flops[TN_PRECISION_BF16] * arch->wmma_share, 1);
     }
-    add_kernels(arch, &cost, parts + 2 * weights, 0, 1, 1);
+    add_kernels(arch, &cost, parts + 2 * weights, 0, 1, 0);
     return cost;
 }
 
@@ -144,8 +150,40 @@ typedef struct node_facts {
     const tn_node *node;
     tn_conv_shape shape;
     double x, y, mask, products;
-    bool sums;
+    bool sums, wmma;
+    bool made;   /* its dz comes from backward of the node that reads y */
+    double gate; /* bytes that backward reads so that dx is dz of the node that made x; 0 where it is not */
 } node_facts;
+
+static tn_wmma unit_of(tn_precision precision) {
+    return precision == TN_PRECISION_BF16 ? TN_WMMA_BF16 : TN_WMMA_TF32;
+}
+
+static double bytes_of(tn_precision precision, const tn_model *m, int tensor, int rows) {
+    return (double)rows * (double)(tn_cuda_floats(m->tensors[tensor].shape) *
+                                   tn_cuda_store_bytes(tn_cuda_store_of(precision, m, tensor)));
+}
+
+static tn_conv_shape conv_shape(const tn_model *m, const tn_node *node, int rows) {
+    const tn_shape in = m->tensors[node->input].shape, out = m->tensors[node->output].shape;
+    return (tn_conv_shape){rows,      in.height,    in.width,     in.channels,  out.height,
+                           out.width, out.channels, node->kernel, node->stride, node->padding};
+}
+
+static bool is_wmma(tn_precision precision, const tn_model *m, const tn_node *node, int rows) {
+    if (node->kind != TN_NODE_CONV || precision == TN_PRECISION_FP32) return false;
+    const tn_conv_shape shape = conv_shape(m, node, rows);
+    return tn_wmma3x3_takes(&shape, unit_of(precision));
+}
+
+/* Whether backward of a convolution that reads `tensor` makes the dz of the one that made it. */
+static bool is_gated(tn_precision precision, const tn_model *m, int tensor, int rows) {
+    const int maker = m->tensors[tensor].producer;
+    if (maker < 0 || m->nodes[maker].kind != TN_NODE_CONV || readers(m, tensor) > 2) return false;
+    for (int i = maker + 1; i < m->node_count; i++)
+        if (m->nodes[i].input == tensor && is_wmma(precision, m, &m->nodes[i], rows)) return true;
+    return false;
+}
 
 static node_facts facts_of(tn_precision precision, const tn_model *m, int index, int rows) {
     const tn_node *node = &m->nodes[index];
@@ -156,10 +194,15 @@ static node_facts facts_of(tn_precision precision, const tn_model *m, int index,
                     .shape = {rows, in.height, in.width, in.channels, out.height, out.width, out.channels,
                               node->kind == TN_NODE_LINEAR ? 1 : node->kernel, node->stride, node->padding},
                     .sums = node->term_count > 0 || node->carry >= 0};
-    f.x = (double)rows *
-          (double)(tn_cuda_floats(in) * tn_cuda_store_bytes(tn_cuda_store_of(precision, m, node->input)));
-    f.y = (double)rows *
-          (double)(tn_cuda_floats(out) * tn_cuda_store_bytes(tn_cuda_store_of(precision, m, output)));
+    f.x = bytes_of(precision, m, node->input, rows);
+    f.y = bytes_of(precision, m, output, rows);
+    f.wmma = is_wmma(precision, m, node, rows);
+    f.made = is_gated(precision, m, output, rows);
+    if (f.wmma && is_gated(precision, m, node->input, rows))
+        f.gate =
+            (readers(m, node->input) > 1 ? f.x : 0) + (m->nodes[m->tensors[node->input].producer].relu
+                                                           ? (double)rows * (double)tn_cuda_floats(in) / 8
+                                                           : 0);
     f.mask = node->relu ? (double)rows * (double)tn_cuda_floats(out) / 8 : 0;
     f.products = 2 * rows * tn_node_multiply_adds(m, node);
     return f;
@@ -167,17 +210,44 @@ static node_facts facts_of(tn_precision precision, const tn_model *m, int index,
 
 /* dz from two gradients, which is what a block's output has. */
 static void add_epilogue_backward(const tn_cuda_arch *arch, const node_facts *f, tn_cuda_cost *cost) {
-    if (f->node->relu || f->sums)
-        add_kernels(arch, cost, (f->node->residual >= 0 ? 3 : 2) * f->y + f->mask, 0, 1, f->sums ? 2 : 1);
+    if (!f->made && (f->node->relu || f->sums))
+        add_kernels(arch, cost, (f->node->residual >= 0 ? 3 : 2) * f->y + f->mask, 0, 1, 1);
 }
 
-static tn_cuda_cost conv_cost(const tn_cuda_arch *arch, const node_facts *f) {
+/* Positions at the end of a row are no pixels. */
+static double wmma_rate(const tn_cuda_arch *arch, tn_precision precision, const tn_conv_shape *s) {
+    const double ends = s->stride == 1 ? 2 : 1;
+    return arch->flops[precision] * arch->wmma_share * s->out_width / (s->out_width + ends) /
+           idle_factor(arch, tn_wmma3x3_sum_parts(s, unit_of(precision)));
+}
+
+/* The kernels of cuda_conv.c that are no products of cuBLAS. */
+static tn_cuda_cost conv_cost(const tn_cuda_arch *arch, tn_precision precision, const tn_model *m,
+                              const node_facts *f) {
     tn_cuda_cost cost = {0};
-    const double residual = f->node->residual >= 0 ? f->y : 0, rate = arch->float_flops;
-    add_kernels(arch, &cost, f->x + f->y + residual + f->mask, f->products, rate, 1);
+    const tn_conv_shape *s = &f->shape;
+    const tn_wmma unit = unit_of(precision);
+    const int node = (int)(f->node - m->nodes), output = m->nodes[node].output;
+    const bool both = f->wmma && f->node->input > 0 && tn_wmma3x3_both_takes(s, unit);
+    const double pairs = 9.0 * s->in_channels * s->out_channels,
+                 packed = pairs * (f->wmma && precision == TN_PRECISION_BF16 ? 2 : 4),
+                 residual = f->node->residual >= 0 ? f->y : 0,
+                 rate = f->wmma ? wmma_rate(arch, precision, s) : arch->float_flops,
+                 count = !f->wmma ? tn_conv3x3_parts(s)
+                         : both   ? tn_wmma3x3_both_parts(s)
+                                  : tn_wmma3x3_parts(s, unit, tn_cuda_store_of(precision, m, f->node->input),
+                                                     tn_cuda_store_of(precision, m, output)),
+                 parts = count * pairs * sizeof(float);
+    add_kernels(arch, &cost, f->x + f->y + residual + f->mask + packed, f->products, rate, 1);
     add_epilogue_backward(arch, f, &cost);
-    add_kernels(arch, &cost, f->x + f->y + 2 * (double)tn_conv3x3_workspace(&f->shape), f->products, rate, 2);
-    if (f->node->input > 0) add_kernels(arch, &cost, f->x + f->y, f->products, rate, 1);
+    if (both) {
+        add_kernels(arch, &cost, 2 * f->x + f->y + f->gate + packed + parts, 2 * f->products, rate, 1);
+    } else {
+        add_kernels(arch, &cost, f->x + f->y + parts, f->products, rate, 1);
+        if (f->node->input > 0)
+            add_kernels(arch, &cost, f->x + f->y + f->gate + packed, f->products, rate, 1);
+    }
+    add_kernels(arch, &cost, parts + pairs * sizeof(float), 0, 1, 0);
     return cost;
 }
 
@@ -220,7 +290,7 @@ static tn_cuda_choice choose_alone(const tn_cuda_arch *arch, tn_precision precis
         c.way = tn_cuda_conv_is_fused(&f.shape, precision) ? TN_CUDA_CONV : TN_CUDA_CUBLAS;
         c.possible[TN_CUDA_CUBLAS] = true;
         c.cost[TN_CUDA_CUBLAS] = cublas_cost(arch, precision, &f);
-        if (c.way == TN_CUDA_CONV) c.cost[TN_CUDA_CONV] = conv_cost(arch, &f);
+        if (c.way == TN_CUDA_CONV) c.cost[TN_CUDA_CONV] = conv_cost(arch, precision, m, &f);
     } else {
         c.cost[TN_CUDA_OTHER] = other_cost(arch, &f);
     }
@@ -298,6 +368,10 @@ tn_status tn_cuda_explain(const tn_model *m, tn_precision precision, const char 
         total = sum(total, c.cost[c.way]);
         i += c.nodes;
     }
+    const tn_cuda_cost merge = {.seconds = arch->launch_seconds, .launches = 1};
+    total = sum(total, merge);
+    TN_TRY(tn_string_printf(text, "%6d  %-24s %-8s %9.1f %9.2f %8d %9.1f\n", m->node_count,
+                            "parts of gradients added", "", 0.0, 0.0, 1, merge.seconds * 1e6));
     return tn_string_printf(text, "%6d  %-24s %-8s %9.1f %9.2f %8d %9.1f\n", m->node_count, "all", "",
                             total.bytes * 1e-6, total.flops * 1e-9, total.launches, total.seconds * 1e6);
 }

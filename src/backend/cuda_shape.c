@@ -19,6 +19,18 @@ static void shape_free(tn_plan *head) {
     tn_free(plan);
 }
 
+/* A shortcut makes its sums while it makes dx, others where parts of dL/dy are added. */
+static bool sums_with_dx(const shape_plan *plan) {
+    const tn_node *node = plan->base.head.node;
+    return (node->kind == TN_NODE_SUBSAMPLE || node->kind == TN_NODE_APPEND) && node->input > 0;
+}
+
+static tn_merge_item sums_of(const shape_plan *plan, const tn_flat *flat) {
+    return tn_cuda_sums_item(&plan->base.head, flat,
+                             sums_with_dx(plan) ? tn_shortcut_sum_parts(&plan->shape)
+                                                : tn_epilogue_sum_parts(plan->elements));
+}
+
 static tn_status shape_plan_make(tn_backend *backend, const tn_model *model, int index, int chunk_rows,
                                  int chunks, bool training, tn_plan **out) {
     shape_plan *plan;
@@ -37,8 +49,7 @@ static tn_status shape_plan_make(tn_backend *backend, const tn_model *model, int
                                   .padding = node->padding};
     plan->needs_sums = node->term_count > 0 || node->carry >= 0;
     plan->elements = (size_t)chunk_rows * tn_cuda_floats(b->out);
-    /* Sums of this chunk, when it is not the first, and room to make them. */
-    if (training) plan->base.head.scratch_bytes = TN_SUM_WORKSPACE + 2 * sizeof(float);
+    if (training && plan->needs_sums) tn_cuda_expect_parts(&plan->base.need, sums_of(plan, NULL));
     memcpy(plan->base.head.implementation[0], "fused", 6);
     tn_status status = TN_OK;
     if (node->kind == TN_NODE_MAXPOOL && training) {
@@ -53,18 +64,19 @@ static tn_status shape_plan_make(tn_backend *backend, const tn_model *model, int
     return TN_OK;
 }
 
-/* dL/dy in one buffer, and the node's own sums. */
+/* dL/dy in one buffer, and the node's own sums unless they are made with dx. */
 static tn_status output_gradient(const shape_plan *plan, const tn_args *a, const float **dy) {
     tn_cuda *cuda = plan->base.cuda;
-    const tn_plan *head = &plan->base.head;
-    float *sums = a->flat->sums + 3 * (head->node - head->model->nodes),
-          *made = a->chunk ? (float *)(void *)((char *)a->scratch + TN_SUM_WORKSPACE) : sums;
+    double *sums = NULL;
     *dy = a->dy[0];
-    if (a->dy_count == 1 && !plan->needs_sums) return TN_OK;
+    const bool here = plan->needs_sums && !sums_with_dx(plan);
+    TN_TRY(tn_cuda_open_parts(cuda, a, &plan->base.need));
+    if (a->dy_count == 1 && !here) return TN_OK;
     *dy = a->dz;
+    if (here) sums = tn_cuda_leave_parts(cuda, sums_of(plan, a->flat));
     TN_CUDA(tn_launch_epilogue_backward(plan->elements, plan->base.y_store, tn_cuda_parts(a), NULL, a->dz,
-                                        a->scratch, plan->needs_sums ? made : NULL, NULL, cuda->stream));
-    return plan->needs_sums ? tn_cuda_accumulate(cuda, a, sums, made, 2) : TN_OK;
+                                        sums, NULL, cuda->stream));
+    return TN_OK;
 }
 
 /* ---- subsample, append ---- */
@@ -80,10 +92,12 @@ static tn_status shortcut_forward(tn_plan *head, const tn_args *a) {
 static tn_status shortcut_backward(tn_plan *head, const tn_args *a) {
     shape_plan *plan = (shape_plan *)(void *)head;
     const float *dy;
+    double *sums = NULL;
     TN_TRY(output_gradient(plan, a, &dy));
-    if (a->dx)
-        TN_CUDA(tn_launch_shortcut_backward(&plan->shape, plan->base.y_store, dy, plan->base.x_store, a->dx,
-                                            plan->base.cuda->stream));
+    if (!a->dx) return TN_OK;
+    if (plan->needs_sums) sums = tn_cuda_leave_parts(plan->base.cuda, sums_of(plan, a->flat));
+    TN_CUDA(tn_launch_shortcut_backward(&plan->shape, plan->base.y_store, dy, plan->base.x_store, a->dx, sums,
+                                        plan->base.cuda->stream));
     return TN_OK;
 }
 

@@ -11,6 +11,7 @@ typedef struct stage_plan {
     void *forward_weights, *backward_weights; /* [convs], one behind the other */
     char *masks;                              /* [chunks][convs] */
     size_t mask_bytes;                        /* of all convs */
+    tn_cuda_need need;
 } stage_plan;
 
 /* ---- planning ---- */
@@ -40,6 +41,22 @@ static tn_status pack_conv(const stage_plan *plan, tn_plan *conv, int layout, vo
     return tn_cuda_plan_pack((tn_cuda_plan *)(void *)conv, item, conv->node->weight, true, to);
 }
 
+/* What backward leaves in parts: gradients of the weights, and sums of all nodes. */
+static tn_merge_item weights_item(const stage_plan *plan, const tn_flat *flat) {
+    const tn_model *m = plan->head.model;
+    return (tn_merge_item){.to = flat ? flat->grads + m->params[plan->head.node->weight].offset : NULL,
+                           .count = tn_stage_weight_parts(&plan->shape),
+                           .groups = 2 * plan->shape.blocks,
+                           .pairs = plan->shape.channels * plan->shape.channels,
+                           .taps = 9};
+}
+
+static tn_merge_item sums_item(const stage_plan *plan, const tn_flat *flat) {
+    tn_merge_item item = tn_cuda_sums_item(&plan->head, flat, tn_stage_sum_parts(&plan->shape));
+    item.groups = 4 * plan->shape.blocks;
+    return item;
+}
+
 static tn_status allocate(stage_plan *plan, int chunks, tn_plan *const *plans) {
     tn_backend *backend = &plan->cuda->head;
     const int first = (int)(plan->head.node - plan->head.model->nodes), convs = 2 * plan->shape.blocks;
@@ -61,6 +78,9 @@ static tn_status allocate(stage_plan *plan, int chunks, tn_plan *const *plans) {
     plan->mask_bytes = (plan->mask_bytes + 15) / 16 * 16;
     plan->head.bytes += weights + (size_t)chunks * plan->mask_bytes;
     plan->head.scratch_bytes = tn_stage_workspace(&plan->shape);
+    tn_cuda_expect_parts(&plan->need, weights_item(plan, NULL));
+    tn_cuda_expect_parts(&plan->need, sums_item(plan, NULL));
+    ((tn_cuda_plan *)(void *)plans[first])->need = plan->need; /* which is where it is counted */
     return tn_cuda_alloc(backend, &plan->masks, (size_t)chunks * plan->mask_bytes, "masks");
 }
 
@@ -96,7 +116,7 @@ static tn_status stage_forward(tn_plan *head, const tn_args *a) {
 
 static tn_status stage_backward(tn_plan *head, const tn_args *a) {
     const stage_plan *plan = (const stage_plan *)(const void *)head;
-    const size_t node = (size_t)(head->node - head->model->nodes);
+    TN_TRY(tn_cuda_open_parts(plan->cuda, a, &plan->need));
     tn_stage_gradient gradient = {
         .x = a->x,
         .inner = a->inner,
@@ -104,9 +124,8 @@ static tn_status stage_backward(tn_plan *head, const tn_args *a) {
         .weights = plan->backward_weights,
         .dy = tn_cuda_parts(a),
         .dx = a->dx,
-        .grads = a->flat->grads + head->model->params[head->node->weight].offset,
-        .sums = a->flat->sums + 3 * node,
-        .add = a->chunk > 0};
+        .weight_parts = tn_cuda_leave_parts(plan->cuda, weights_item(plan, a->flat)),
+        .sum_parts = tn_cuda_leave_parts(plan->cuda, sums_item(plan, a->flat))};
     TN_CUDA(tn_launch_stage_backward(&plan->shape, gradient, a->scratch, plan->cuda->stream));
     return TN_OK;
 }

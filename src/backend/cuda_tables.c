@@ -294,6 +294,7 @@ tn_status tn_cuda_prepare(tn_backend *backend, const tn_model *m, tn_plan *const
     TN_TRY(make_terms(cuda, m));
     TN_TRY(make_weights(cuda, m, plans, memory->parameter_flags));
     if (!flat->grads) return TN_OK;
+    TN_TRY(tn_cuda_alloc_parts(cuda, m->node_count, plans));
     t->rates = memory->rates;
     t->finish = (tn_finish){.node_scalars = cuda->scalars,
                             .sums = flat->sums,
@@ -311,6 +312,7 @@ void tn_cuda_free_tables(tn_cuda *cuda) {
     for (int i = 0; i < t->memory_count; i++) tn_cuda_release(&cuda->head, t->memories[i]);
     *t = (tn_cuda_tables){0};
     cuda->scalars = NULL;
+    tn_cuda_free_parts(cuda);
 }
 
 /* ---- work ---- */

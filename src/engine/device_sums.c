@@ -101,6 +101,7 @@ tn_status tn_device_sums_passed(const tn_batch_run *run, int step) {
     for (; e->next_bucket < e->device_bucket_count - 1; e->next_bucket++) {
         if (e->device_buckets[e->next_bucket].last_step > step) return TN_OK;
         tn_device_range range = gradients_of(e, e->next_bucket);
+        if (e->backend->ops->settle) TN_TRY(e->backend->ops->settle(e->backend, true));
         TN_TRY(sum(e, &range, 1, "gradients"));
     }
     return TN_OK;

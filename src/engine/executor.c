@@ -18,6 +18,7 @@ struct tn_executor {
     tn_plan **plans;
     int *spans;           /* [node_count]: nodes of the operation that begins there */
     tn_plan **span_plans; /* [node_count]: where there is more than one */
+    bool *gates;          /* [node_count]: see tn_program_config */
     tn_program train, eval;
     arena *worker_arenas, *chunk_arenas;          /* [workers], [chunks] */
     void **scratch;                               /* [workers] */
@@ -39,6 +40,15 @@ static tn_status plan_spans(tn_executor *e) {
     return TN_OK;
 }
 
+static void plan_gates(tn_executor *e) {
+    for (int i = 0; i < e->model->node_count; i++) {
+        const tn_node *node = &e->model->nodes[i];
+        const tn_node_ops *ops = e->backend->ops->nodes[node->kind];
+        const int maker = e->model->tensors[node->input].producer;
+        e->gates[i] = ops->gates && maker >= 0 && ops->gates(e->plans[i], e->plans[maker]);
+    }
+}
+
 static void count_memory(tn_executor *e, const tn_plan *plan, size_t *scratch_bytes) {
     if (!plan) return;
     e->plan_bytes += plan->bytes;
@@ -54,6 +64,7 @@ static tn_status plan_nodes(tn_executor *e, size_t *grad_floats, size_t *scratch
         grad_floats[i] = e->plans[i]->grad_floats;
     }
     TN_TRY(plan_spans(e));
+    plan_gates(e);
     for (int i = 0; i < model->node_count; i++) {
         count_memory(e, e->plans[i], scratch_bytes);
         count_memory(e, e->span_plans[i], scratch_bytes);
@@ -108,6 +119,7 @@ static tn_status create(tn_executor *e, size_t *grad_floats) {
         .backend = e->backend, .rows = e->config.chunk_rows, .grad_floats = grad_floats, .spans = e->spans};
     TN_TRY(tn_program_compile(e->model, &config, &e->eval));
     config.training = true;
+    config.gates = e->gates;
     config.recompute = e->config.recompute;
     if (e->config.training) TN_TRY(tn_program_compile(e->model, &config, &e->train));
     return allocate(e, scratch_bytes);
@@ -128,6 +140,8 @@ tn_status tn_executor_create(const tn_model *model, tn_backend *backend, const t
         status = tn_alloc(&e->spans, (size_t)model->node_count, sizeof *e->spans, "executor");
     if (status == TN_OK)
         status = tn_alloc(&e->span_plans, (size_t)model->node_count, sizeof *e->span_plans, "executor");
+    if (status == TN_OK)
+        status = tn_alloc(&e->gates, (size_t)model->node_count, sizeof *e->gates, "executor");
     if (status == TN_OK)
         status = tn_alloc(&grad_floats, (size_t)model->node_count, sizeof(size_t), "executor");
     if (status == TN_OK) status = create(e, grad_floats);
@@ -165,6 +179,7 @@ void tn_executor_free(tn_executor *e) {
     tn_free(e->plans);
     tn_free(e->spans);
     tn_free(e->span_plans);
+    tn_free(e->gates);
     release_arenas(e, e->worker_arenas, e->config.workers);
     release_arenas(e, e->chunk_arenas, e->config.chunks);
     for (int i = 0; e->scratch && i < e->config.workers; i++) release(e, e->scratch[i]);
@@ -234,17 +249,19 @@ static const float *input_address(const frame *f, int buffer) {
 static tn_status run_step(const frame *f, const tn_step *step, int *nonfinite) {
     const tn_executor *e = f->executor;
     const tn_chunk *chunk = f->chunk;
-    const bool span = step->span > 1;
+    /* A probe wants dL/dy, which a gate does not leave. */
+    const bool span = step->span > 1, gated = !chunk->probe;
     tn_plan *plan = span ? e->span_plans[step->node] : e->plans[step->node];
     const tn_node_ops *ops = span ? e->backend->ops->spans : e->backend->ops->nodes[plan->node->kind];
     tn_args args = {.worker = f->worker,
                     .chunk = chunk->statistics,
                     .rows = chunk->rows,
                     .x = input_address(f, step->x),
-                    .r = input_address(f, step->r),
+                    .r = gated || step->kind == TN_STEP_FORWARD ? input_address(f, step->r) : NULL,
                     .y = address(f, step->y),
                     .inner = address(f, step->inner),
-                    .dy_count = step->dy_count,
+                    .dy_count = gated && step->made ? 0 : step->dy_count,
+                    .gate = gated && step->gate >= 0 ? e->plans[step->gate] : NULL,
                     .dz = address(f, step->dz),
                     .dx = address(f, step->dx),
                     .grad = chunk->grads ? chunk->grads + step->grad_offset : NULL,

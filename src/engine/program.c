@@ -8,11 +8,15 @@
 /* Buffers and gradients start on a cache line. */
 #define ALIGN_BYTES  64
 #define ALIGN_FLOATS 16
+/* A shortcut has fewer nodes: what stands between a node and that which made its input. */
+#define NODES_BETWEEN 4
 
 /* Gradients that flow into one tensor, as buffers. Each buffer is in one list at a time, so whoever consumes
  * the list may overwrite them. */
 typedef struct parts {
     int buffers[TN_PARTS_MAX], count;
+    int readers; /* of the tensor, each of which brings one */
+    bool gated;  /* the first is dz of the tensor's producer, if the step that made it could gate */
 } parts;
 
 typedef struct compiler {
@@ -47,8 +51,16 @@ static void touch(compiler *c, int buffer) {
 }
 
 static tn_step step_init(tn_step_kind kind, int node) {
-    return (tn_step){
-        .kind = kind, .node = node, .span = 1, .x = -1, .r = -1, .y = -1, .dz = -1, .dx = -1, .inner = -1};
+    return (tn_step){.kind = kind,
+                     .node = node,
+                     .span = 1,
+                     .x = -1,
+                     .r = -1,
+                     .y = -1,
+                     .dz = -1,
+                     .dx = -1,
+                     .inner = -1,
+                     .gate = -1};
 }
 
 static tn_status emit(compiler *c, tn_step step) {
@@ -111,6 +123,13 @@ static tn_status emit_forward(compiler *c, int index, int y) {
     return emit(c, step);
 }
 
+static tn_status add_part(compiler *c, int tensor, int buffer) {
+    parts *list = &c->gradients[tensor];
+    TN_ASSERT(list->count < TN_PARTS_MAX);
+    list->buffers[list->count++] = buffer;
+    return TN_OK;
+}
+
 static tn_status forward(compiler *c, int index) {
     const tn_node *node = &c->model->nodes[index];
     if (node->kind == TN_NODE_LOSS) {
@@ -119,7 +138,7 @@ static tn_status forward(compiler *c, int index) {
         c->program->output = step.x;
         if (c->config->training) {
             TN_TRY(new_buffer(c, node->input, &step.dx));
-            c->gradients[node->input] = (parts){.buffers = {step.dx}, .count = 1};
+            TN_TRY(add_part(c, node->input, step.dx));
         }
         return emit(c, step);
     }
@@ -151,10 +170,23 @@ static tn_status recall(compiler *c, int tensor, int *buffer) {
     return TN_OK;
 }
 
-static tn_status add_part(compiler *c, int tensor, int buffer) {
+/* dx becomes dz of the input's producer where all other readers' gradients, one at most, are there. */
+static void gate(const compiler *c, const tn_node *node, tn_step *step) {
+    const parts *list = &c->gradients[node->input];
+    if (!c->config->gates || !c->config->gates[step->node] || node->residual == node->input ||
+        list->count > 1 || list->count + 1 < list->readers)
+        return;
+    step->gate = c->model->tensors[node->input].producer;
+    if (list->count > 0) step->r = list->buffers[0];
+}
+
+static tn_status add_gradient(compiler *c, int tensor, const tn_step *step) {
     parts *list = &c->gradients[tensor];
-    TN_ASSERT(list->count < TN_PARTS_MAX);
-    list->buffers[list->count++] = buffer;
+    TN_TRY(add_part(c, tensor, step->dx));
+    if (step->gate < 0) return TN_OK;
+    list->gated = true;
+    list->buffers[list->count - 1] = list->buffers[0];
+    list->buffers[0] = step->dx;
     return TN_OK;
 }
 
@@ -171,6 +203,7 @@ static tn_status backward(compiler *c, int index) {
     memcpy(step.dy, dy->buffers, sizeof step.dy);
     step.dy_count = dy->count;
     step.dz = dy->buffers[0];
+    step.made = dy->gated;
     if (norm) {
         TN_TRY(emit(c, step));
         TN_TRY(end_segment(c, TN_MERGE_REDUCE, index));
@@ -186,10 +219,10 @@ static tn_status backward(compiler *c, int index) {
         else
             TN_TRY(new_buffer(c, node->input, &step.dx));
     }
+    gate(c, node, &step);
     TN_TRY(emit(c, step));
     if (node->residual >= 0 && !tn_node_adds_own_input(node)) TN_TRY(add_part(c, node->residual, step.dz));
-    if (step.dx >= 0) TN_TRY(add_part(c, node->input, step.dx));
-    return TN_OK;
+    return step.dx >= 0 ? add_gradient(c, node->input, &step) : TN_OK;
 }
 
 /* ---- spans ---- */
@@ -238,23 +271,53 @@ static tn_status compile_forward(compiler *c) {
     return TN_OK;
 }
 
+/* A node that could gate but for readers of its input which stand before it (a shortcut where a block changes
+ * the shape): how many nodes go first, which do not wait for it. */
+static int nodes_before(const compiler *c, const int *first, int index) {
+    const tn_node *nodes = c->model->nodes, *node = &nodes[index];
+    const int maker = c->model->tensors[node->input].producer;
+    if (!c->config->gates || !c->config->gates[index]) return 0;
+    for (int i = index - 1; i > maker; i--)
+        if (first[i] < i || span_at(c, i) > 1 || nodes[i].kind == TN_NODE_NORM ||
+            nodes[i].kind == TN_NODE_LOSS || nodes[i].output == node->residual ||
+            index - maker > NODES_BETWEEN)
+            return 0;
+    return index - maker - 1;
+}
+
+static tn_status backward_from(compiler *c, const int *first) {
+    for (int i = c->model->node_count - 1; i >= 0; i--) {
+        const int before = first[i] < i ? 0 : nodes_before(c, first, i);
+        if (first[i] < i) {
+            TN_TRY(backward_span(c, first[i], i - first[i] + 1));
+            i = first[i];
+            continue;
+        }
+        for (int k = 1; k <= before; k++) TN_TRY(backward(c, i - k));
+        if (c->model->nodes[i].kind != TN_NODE_LOSS) TN_TRY(backward(c, i));
+        i -= before;
+    }
+    return TN_OK;
+}
+
 static tn_status compile_backward(compiler *c) {
     int *first; /* [node]: where its span begins */
     const int nodes = c->model->node_count;
-    tn_status status = tn_alloc(&first, (size_t)nodes, sizeof *first, "program");
-    for (int i = 0; status == TN_OK && i < nodes; i += span_at(c, i))
+    TN_TRY(tn_alloc(&first, (size_t)nodes, sizeof *first, "program"));
+    for (int i = 0; i < nodes; i += span_at(c, i))
         for (int k = 0; k < span_at(c, i); k++) first[i + k] = i;
-    for (int i = nodes - 1; status == TN_OK && i >= 0; i = first[i] - 1)
-        if (first[i] < i)
-            status = backward_span(c, first[i], i - first[i] + 1);
-        else if (c->model->nodes[i].kind != TN_NODE_LOSS)
-            status = backward(c, i);
+    tn_status status = backward_from(c, first);
     tn_free(first);
     return status;
 }
 
 static tn_status compile_steps(compiler *c) {
     int input;
+    for (int i = 0; i < c->model->node_count; i++) {
+        const tn_node *node = &c->model->nodes[i];
+        c->gradients[node->input].readers++;
+        if (node->residual >= 0) c->gradients[node->residual].readers++;
+    }
     TN_TRY(new_buffer(c, 0, &input));
     c->activations[0] = input;
     TN_TRY(compile_forward(c));

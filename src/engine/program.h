@@ -29,6 +29,9 @@ typedef struct tn_step {
     int x, r, y, dz, dx;
     int inner; /* of a span: outputs of all nodes but the last */
     int dy[TN_PARTS_MAX], dy_count;
+    int gate;  /* node whose dz dx becomes at once, with r as the other part of dL/dx; -1: dx and r stay parts
+                */
+    bool made; /* dz is there, in the first of dy, where the step before could gate */
     size_t grad_offset; /* of the node's gradients in the segment's gradient buffer */
 } tn_step;
 
@@ -63,10 +66,12 @@ typedef struct tn_program {
 
 typedef struct tn_program_config {
     const tn_backend *backend;
-    int rows;                  /* of a chunk */
-    bool training;             /* forward, loss and backward; else forward and loss with running statistics */
-    bool recompute;            /* TN_ERR_USAGE where it would change nothing */
-    const int *spans;          /* [node_count]: how many nodes from each on are one operation; NULL: 1 */
+    int rows;          /* of a chunk */
+    bool training;     /* forward, loss and backward; else forward and loss with running statistics */
+    bool recompute;    /* TN_ERR_USAGE where it would change nothing */
+    const int *spans;  /* [node_count]: how many nodes from each on are one operation; NULL: 1 */
+    const bool *gates; /* [node_count]: whether backward of a node can make the dz of the node that made
+                          its input (tn_node_ops.gates); NULL: no */
     const size_t *grad_floats; /* [node_count]: how many gradients each node makes */
 } tn_program_config;
 

@@ -38,7 +38,9 @@ static tn_status issue_gradients(tn_engine *e, const tn_batch *batch) {
     const tn_backend_ops *ops = e->backend->ops;
     tn_batch_run run = {.engine = e, .batch = batch, .training = true, .share = tn_engine_share(e, batch)};
     TN_TRY(tn_device_sums_begin(&run));
+    if (ops->settle) TN_TRY(ops->settle(e->backend, false));
     for (; run.segment < program->segment_count; run.segment++) TN_TRY(run_segment(&run));
+    if (ops->settle) TN_TRY(ops->settle(e->backend, true));
     TN_TRY(tn_sums_finish(e));
     TN_TRY(ops->host_memory ? tn_ranks_sum_norms(e, batch) : tn_device_sums_finish(&run));
     /* The stop flag follows from those of parameters too: a step may be issued before anybody has seen that

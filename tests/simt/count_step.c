@@ -2,7 +2,8 @@
  * real size. Runs on the SIMT machine's instrumented build, where of each launch a few blocks stand for the
  * whole grid.
  *
- *   count_step MODEL:VARIANT:BATCH PRECISION [BLOCKS]    blocks of each launch that run [4]; 0: all
+ *   count_step MODEL:VARIANT:BATCH PRECISION [BLOCKS [separate]]    blocks of each launch that run [4]; 0:
+ * all; a kernel for each convolution
  *
  * Prints one JSON object: the network, its work and least traffic (least_traffic.h), and the operations,
  * equal ones together, in the order in which they first came. SIMT_DEVICE says for which architecture. */
@@ -20,6 +21,7 @@ typedef struct request {
     int batch;
     tn_precision precision;
     uint64_t blocks;
+    bool separate;
 } request;
 
 static void stop(const char *what) {
@@ -32,10 +34,11 @@ static request parse(int argc, char **argv) {
     static const tn_precision values[] = {TN_PRECISION_FP32, TN_PRECISION_TF32, TN_PRECISION_BF16};
     request r = {.blocks = argc > 3 ? strtoull(argv[3], NULL, 10) : BLOCKS};
     int used = -1, precision = -1;
-    if (argc < 3 || argc > 4 ||
+    r.separate = argc > 4 && strcmp(argv[4], "separate") == 0;
+    if (argc < 3 || argc > 4 + r.separate ||
         sscanf(argv[1], "%31[^:]:%15[^:]:%d%n", r.model, r.variant, &r.batch, &used) != 3 || argv[1][used] ||
         r.batch < 1)
-        stop("usage: count_step MODEL:VARIANT:BATCH fp32|tf32|bf16 [BLOCKS]");
+        stop("usage: count_step MODEL:VARIANT:BATCH fp32|tf32|bf16 [BLOCKS [separate]]");
     for (int i = 0; i < 3; i++)
         if (strcmp(argv[2], names[i]) == 0) precision = i;
     if (precision < 0) stop("the precision is fp32, tf32 or bf16");
@@ -110,7 +113,7 @@ int main(int argc, char **argv) {
     request r = parse(argc, argv);
     tn_model *model;
     tn_engine *engine;
-    tn_engine_config config = {.precision = r.precision, .max_batch = r.batch};
+    tn_engine_config config = {.precision = r.precision, .max_batch = r.batch, .separate_layers = r.separate};
     counted_step(r.model, r.variant, config, r.blocks, &model, &engine);
     least_traffic least =
         least_traffic_of(model, element_bytes, engine, r.precision == TN_PRECISION_BF16 ? 2 : 4);

@@ -26,5 +26,5 @@ WRAP(tn_launch_conv3x3_backward_data,
      (shape, y_store, dz, w, x_store, dx, stream))
 WRAP(tn_launch_conv3x3_backward_weights,
      (const tn_conv_shape *shape, tn_storage x_store, const void *x, tn_storage y_store, const void *dz,
-      void *workspace, float *dw, cudaStream_t stream),
-     (shape, x_store, x, y_store, dz, workspace, dw, stream))
+      float *parts, cudaStream_t stream),
+     (shape, x_store, x, y_store, dz, parts, stream))

@@ -149,6 +149,17 @@ float *floats(tensor t) {
     return t.device;
 }
 
+void merge_weights(const float *parts, int count, int pairs, float *dw) {
+    const tn_merge_item item = {
+        .parts = parts, .to = dw, .count = count, .groups = 1, .pairs = pairs, .taps = 9};
+    OK(tn_launch_merge(1, &item, 0, 0));
+}
+
+void merge_sums(const double *parts, int count, float *sums) {
+    const tn_merge_item item = {.parts = parts, .to = sums, .count = count, .groups = 2};
+    OK(tn_launch_merge(1, &item, 0, 0));
+}
+
 /* ---- comparison ---- */
 
 void check_values(const char *what, const double *got, const double *wanted, size_t count, double tolerance) {

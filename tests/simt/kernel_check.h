@@ -53,6 +53,10 @@ void tensor_read(tensor *t);
 /* Float32 tensors as kernels take them. */
 float *floats(tensor t);
 
+/* Adds what a kernel left in `count` parts: a gradient of 3x3 weights, `pairs` of channels; two sums. */
+void merge_weights(const float *parts, int count, int pairs, float *dw);
+void merge_sums(const double *parts, int count, float *sums);
+
 /* Two uniform draws for tests: a double in [-1, 1], an integer in [0, n). */
 double draw_real(uint32_t key, uint32_t index);
 int draw_below(uint32_t key, uint32_t index, int n);

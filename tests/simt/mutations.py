@@ -17,6 +17,7 @@ NORM = "kernels/norm.cu"
 POOL = "kernels/pool.cu"
 SHORTCUT = "kernels/shortcut.cu"
 IM2COL = "kernels/im2col.cu"
+MERGE = "kernels/merge.cu"
 LOSS = "kernels/loss.cu"
 OPTIMIZER = "kernels/optimizer.cu"
 UPDATE = "kernels/update.cu"
@@ -29,11 +30,13 @@ STAGE_COMMON = "kernels/stage.cuh"
 DEVICE = "kernels/device.cuh"
 CUDA_DEVICE = "src/backend/cuda_device.c"
 CUDA_CONV = "src/backend/cuda_conv.c"
+CUDA_PARTS = "src/backend/cuda_parts.c"
 CUDA_NORM = "src/backend/cuda_norm.c"
 CUDA_TABLES = "src/backend/cuda_tables.c"
 CUDA_STAGE = "src/backend/cuda_stage.c"
 CUDA_PLAN = "src/backend/cuda_plan.c"
 STEP = "src/engine/step.c"
+EXECUTOR = "src/engine/executor.c"
 DEVICE_SUMS = "src/engine/device_sums.c"
 COMM_NCCL = "src/comm/comm_nccl.c"
 WATCHDOG = "src/comm/watchdog.c"
@@ -93,17 +96,10 @@ MUTATIONS = [
      "no barrier before a tile is overwritten", "kernels_conv"),
     (CONV_WEIGHTS, BARRIER + "#pragma unroll 1", "#pragma unroll 1", "no barrier after a tile is loaded",
      "kernels_conv"),
-    (CONV_WEIGHTS, BARRIER + "    if (part || first * 9 + i >= pairs * 9) return;",
-     "if (part || first * 9 + i >= pairs * 9) return;",
-     "no barrier before the parts are added", "kernels_conv"),
     (CONV_WEIGHTS, "first = split * share + min(split, more)", "first = split * share",
      "splits overlap", "kernels_conv"),
     (CONV_WEIGHTS, "last = first + share + (split < more)", "last = first + share",
      "the last tile of a split is left out", "kernels_conv"),
-    (CONV_WEIGHTS, "p = 1; p < 8; p++) sum += sums[p][i]", "p = 1; p < 7; p++) sum += sums[p][i]",
-     "the last part is left out", "kernels_conv"),
-    (CONV_WEIGHTS, "split < splits; split += 8", "split < splits; split += 7", "splits are added twice", "kernels_conv"),
-    (CONV_WEIGHTS, "sums[part][k * 9 + tap] = sum;", "sums[part][i] = sum;", "dw is not OIHW", "kernels_conv"),
     (CONV_WEIGHTS, "if (co0 + co + b < s.out_channels && ci0 + ci + a < s.in_channels)",
      "if (co0 + co + b < s.out_channels)", "partial sums of channels that do not exist", "kernels_conv"),
     (CONV_WEIGHTS, "tap / 3 * WIDE + w * STRIDE + tap % 3", "tap / 3 * WIDE + w + tap % 3",
@@ -129,14 +125,38 @@ MUTATIONS = [
     (WMMA_END, "half ? theirs | bits[j] << 8 : bits[j] | theirs << 8;", "bits[j] | theirs << 8;",
      "bytes of the mask exchanged", "kernels_wmma", [CONV_WMMA]),
     (WMMA_END, "if (!(gate >> k & 1)) z[k] = 0.0f;", "", "the gate is open", "kernels_wmma", [CONV_WMMA]),
-    (WMMA_END, "end.partial[2 * (size_t)block] = after;", "end.partial[2 * (size_t)block] = before;",
+    (WMMA_END, "end.sums[block] = after;", "end.sums[block] = before;",
      "the sum after the gate is that before it", "kernels_wmma", [CONV_WMMA]),
     (WMMA_GRADIENT, "sums[i].x[e] += before.x[e];", "sums[i].x[e] = before.x[e];",
      "weight gradient: what the other warps have is lost", "kernels_wmma", [WMMA_WEIGHTS]),
     (WMMA_GRADIENT, "tile += job.splits, buffer", "tile += job.splits + 1, buffer",
      "weight gradient: tiles left out", "kernels_wmma", [WMMA_WEIGHTS]),
     (WMMA_BOTH, "place % 3 * 3,", "place % 3,", "both gradients: the wrong row of taps", "kernels_wmma"),
-    (WMMA_BOTH, "l.job.weights.splits, partial,", "1, partial,", "both gradients: shares left out", "kernels_wmma"),
+    (WMMA_BOTH, "return plan(shape, &l) ? l.job.weights.splits : 0;", "return plan(shape, &l) ? 1 : 0;",
+     "both gradients: shares left out", "kernels_wmma"),
+    # Parts.
+    (MERGE, "    sums[share][place] = sum;\n    " + BARRIER, "    sums[share][place] = sum;\n",
+     "no barrier before the shares are added", "kernels_merge"),
+    (MERGE, "part < s.count; part += SHARES) sum", "part < s.count; part += SHARES + 1) sum", "parts are left out",
+     "kernels_merge"),
+    (MERGE, "place = taps ? lane * TAPS + row : row * 32 + lane,", "place = row * 32 + lane,", "dw is not OIHW",
+     "kernels_merge"),
+    (MERGE, "if (share || at >= results) return;", "if (share) return;", "results beyond the end", "kernels_merge"),
+    (MERGE, "    if (pair < all) {", "    if (pair <= all) {", "a pair too many is read", "kernels_merge"),
+    (MERGE, "((size_t)group * s.taps + (taps ? row : 0))", "((size_t)group + (taps ? row : 0))",
+     "the wrong group", "kernels_merge"),
+    (MERGE, "s.to[at] = add ? s.to[at] + sum : sum;", "s.to[at] = sum;", "what was there is lost", "kernels_merge"),
+    (MERGE, "s.to + which / 2 * 3 + which % 2;", "s.to + which;", "sums of the next node", "kernels_merge"),
+    (MERGE, "for (int step = 64; step > 0; step /= 2)", "for (int step = 32; step > 0; step /= 2)",
+     "items behind the 64th are not found", "kernels_merge"),
+    (CUDA_PARTS, "p->chunk != a->chunk || ", "", "parts of one chunk are overwritten by the next", "cuda_engine"),
+    (CUDA_CONV, "    gate.r = a->r;\n", "", "gate: the residual's gradient is lost", "cuda_engine"),
+    (CUDA_CONV, "gate.mask = mask_of(maker, a);", "gate.mask = mask_of(plan, a);", "gate: the mask of the wrong node",
+     "cuda_engine"),
+    (EXECUTOR, ".dy_count = gated && step->made ? 0", ".dy_count = step->made ? 0", "a probe leaves dz unmade",
+     "cuda_device"),
+    (DEVICE_SUMS, "        if (e->backend->ops->settle) TN_TRY(e->backend->ops->settle(e->backend, true));\n", "",
+     "a bucket is summed before its parts are added", "cuda_ranks"),
     (CUDA_CONV, "[WMMA] = {TN_PACK_TAPS_FORWARD, TN_PACK_TAPS_BACKWARD}",
      "[WMMA] = {TN_PACK_TAPS_FORWARD, TN_PACK_TAPS_FORWARD}", "backward data with the weights of forward",
      "cuda_engine"),
@@ -168,13 +188,10 @@ MUTATIONS = [
      "backward: the mask inverted", "kernels_elementwise"),
     (EPILOGUE, "const unsigned bits = load_mask(mask, group);", "const unsigned bits = load_mask(mask, group / 2);",
      "backward: the mask's place", "kernels_elementwise"),
-    (EPILOGUE, "if (blocks > SUM_BLOCKS && sums) blocks = SUM_BLOCKS;\n", "\n",
-     "backward: more blocks than the workspace has room for", "kernels_elementwise"),
+    (EPILOGUE, "return blocks > SUM_BLOCKS ? SUM_BLOCKS : (int)blocks;", "return 2;",
+     "backward: fewer parts than blocks", "kernels_elementwise"),
     (EPILOGUE, "if (++channel == channels) channel = 0;\n", "++channel;\n",
      "forward: the bias is read beyond its end", "kernels_elementwise"),
-    (EPILOGUE, "    for (int i = threadIdx.x; i < blocks; i += THREADS) {\n",
-     "    for (int i = threadIdx.x; i < blocks && i < THREADS; i += THREADS) {\n",
-     "backward: partial sums beyond the first 256 are left out", "kernels_elementwise"),
     (EPILOGUE, BARRIER + "    if (part || channel >= channels) return;", "if (part || channel >= channels) return;",
      "column sums: no barrier before the parts are added", "kernels_elementwise"),
     (EPILOGUE, "    parts[part][lane] = sum;\n", "    if (channel >= channels) return;\n    parts[part][lane] = sum;\n",
@@ -221,6 +238,8 @@ MUTATIONS = [
      "kernels_elementwise"),
     (SHORTCUT, "h % s.stride == 0 && w % s.stride == 0", "w % s.stride == 0",
      "backward: gradient for rows that were not read", "kernels_elementwise"),
+    (SHORTCUT, "for (int m = 0; m < 8; m++) sum += v[m];", "for (int m = 0; m < 7; m++) sum += v[m];",
+     "backward: a value is left out of the sum", "kernels_elementwise"),
     (SHORTCUT, "            if (k < s.in_channels) {\n", "            if (k < s.out_channels) {\n",
      "forward: channels that the input has not", "kernels_elementwise"),
     # Columns.
@@ -319,10 +338,9 @@ MUTATIONS = [
      "kernels_stage"),
     (STAGE_BACKWARD, "(k + 1) % 2 * 3 * plane", "0 * plane", "weight gradient: one buffer for two images",
      "kernels_stage"),
-    (STAGE_BACKWARD, "i < count; i++) sum += from", "i < count - 1; i++) sum += from",
-     "weight gradient: the last part is left out", "kernels_stage"),
-    (CUDA_STAGE, ".add = a->chunk > 0}", ".add = 0}", "stages: gradients of the second chunk replace the first's",
-     "cuda_engine"),
+    (CUDA_STAGE, "item.groups = 4 * plan->shape.blocks;", "", "stages: sums of the first node alone", "cuda_engine"),
+    (CUDA_PLAN, "    f.made = is_gated(precision, m, output, rows);\n", "", "convolutions: a launch that a gate saves",
+     "cuda_plan"),
     (CUDA_STAGE, "plan->masks + (size_t)a->chunk * plan->mask_bytes : NULL", "plan->masks : NULL",
      "stages: all chunks write one mask", "cuda_engine"),
     (CUDA_STAGE, "plan->cuda->scalars + 4 * node", "plan->cuda->scalars + 4 * node - 4", "stages: scalars of the node before",

@@ -25,7 +25,7 @@ static bool small(void) {
     return getenv("SIMT_SMALL") != NULL;
 }
 
-static tn_model *network(const char *variant) {
+static tn_model *network_of_width(const char *variant, int width) {
     tn_model *model;
     tn_model_config config = {.model = "resnet8",
                               .variant = variant,
@@ -33,9 +33,13 @@ static tn_model *network(const char *variant) {
                               .height = 8,
                               .width = 7,
                               .classes = 4,
-                              .base_width = 8};
+                              .base_width = width};
     if (tn_model_build(&config, &model) != TN_OK) fail_msg("%s", tn_error());
     return model;
+}
+
+static tn_model *network(const char *variant) {
+    return network_of_width(variant, 8);
 }
 
 static void set(tn_engine *engine, int param, float *values, size_t place, float value) {
@@ -141,7 +145,9 @@ static int probe(const engine_target *target, const tn_model *model, const op_da
     tn_result result;
     for (int i = 0; i < tn_model_layer_count(model) - 1; i++) layers[count++] = i;
     assert_true(count <= LAYERS);
-    tn_engine *engine = engine_make(target, model, ROWS, 0, data);
+    engine_target apart = *target;
+    apart.separate_layers = true;
+    tn_engine *engine = engine_make(&apart, model, ROWS, 0, data);
     tn_batch batch = engine_batch(model, ROWS, data);
     batch.rows = ROWS - 1; /* padding is not counted */
     if (tn_engine_probe(engine, &batch, count, layers, &result, norms) != TN_OK) fail_msg("%s", tn_error());
@@ -158,7 +164,7 @@ static void test_probes(void **unused) {
     (void)unused;
     static const char *const variants[] = {"tau", "bn-tau", "fixup"};
     for (int v = 0; v < (small() ? 1 : 3); v++) {
-        tn_model *model = network(variants[v]);
+        tn_model *model = network_of_width(variants[v], v == 1 ? 8 : 16);
         op_data data = op_data_draw(model, ROWS, 3, false, false);
         tn_norms wanted[LAYERS], norms[LAYERS];
         int count = probe(&cpu, model, &data, wanted);
@@ -242,19 +248,21 @@ static void test_large_copies(void **unused) {
 
 /* ---- im2col in slices ---- */
 
-/* Plans anew with less room for columns. */
-static void plan_again(tn_engine *engine, size_t columns_bytes) {
+/* Plans anew with less room for columns and for parts of gradients. */
+static void plan_again(tn_engine *engine, size_t columns_bytes, size_t parts_bytes) {
     tn_cuda *cuda = (tn_cuda *)(void *)engine->backend;
     const tn_engine_config *c = &engine->config;
     tn_executor_config config = {.chunk_rows = c->micro_batch,
                                  .chunks = engine->chunks,
                                  .statistics = engine->chunks,
                                  .workers = c->threads,
+                                 .separate_layers = c->separate_layers,
                                  .training = true};
     const tn_step_memory memory = tn_engine_step_memory(engine);
     tn_executor_free(engine->executor);
     tn_cuda_free_tables(cuda);
     cuda->columns_bytes = columns_bytes;
+    cuda->parts_bytes = parts_bytes;
     engine->executor = NULL;
     if (tn_executor_create(engine->model, engine->backend, &config, &engine->executor) != TN_OK ||
         engine->backend->ops->prepare(engine->backend, engine->model, tn_executor_plans(engine->executor),
@@ -281,7 +289,7 @@ static void check_slices(const engine_target *target, size_t columns_bytes, doub
     int columns = 0;
     for (int k = 0; k < 2; k++) {
         tn_engine *engine = engine_make(target, model, ROWS + 1, 0, &data);
-        if (k) plan_again(engine, columns_bytes);
+        if (k) plan_again(engine, columns_bytes, 1);
         for (int i = 0; i < model->node_count; i++)
             columns += !strncmp(tn_engine_implementation(engine, i, 0), "im2col", 6);
         if (tn_engine_gradients(engine, &batch, &results[k]) != TN_OK) fail_msg("%s", tn_error());
@@ -311,6 +319,68 @@ static void test_slices(void **unused) {
     check_slices(&bf16, 1, 1e-5);
 }
 
+/* ---- gates and parts ---- */
+
+static float *gradients_of(tn_engine *engine, const tn_batch *batch) {
+    tn_result result;
+    if (tn_engine_gradients(engine, batch, &result) != TN_OK) fail_msg("%s", tn_error());
+    return engine_grads(engine);
+}
+
+/* Makes the gradients again, after `change`, which may move no bit. */
+static void same_again(tn_engine *engine, const tn_batch *batch, const float *wanted, const char *change) {
+    float *grads = gradients_of(engine, batch);
+    if (memcmp(grads, wanted, engine->model->trained_floats * sizeof *grads) != 0)
+        fail_msg("%s: the gradients have other bits", change);
+    free(grads);
+}
+
+/* Convolutions on tensor cores make the dz of those before them, and all parts of gradients wait for one
+ * launch: a probe, for which gates stay open, leaves nothing behind; with room for the parts of one layer
+ * alone, and with the inside of blocks computed again, bits are the same. */
+static void check_gates(const char *variant, tn_precision precision) {
+    tn_model *model;
+    tn_model_config config = {
+        .model = "resnet14", .variant = variant, .channels = 3, .height = 8, .width = 7, .classes = 4};
+    if (tn_model_build(&config, &model) != TN_OK) fail_msg("%s", tn_error());
+    op_data data = op_data_draw(model, ROWS, 5, false, true);
+    tn_batch batch = engine_batch(model, ROWS, &data);
+    engine_target target = {.device = "cuda", .precision = precision, .separate_layers = true};
+    tn_engine *engine = engine_make(&target, model, ROWS, 0, &data);
+    const tn_cuda *cuda = (const tn_cuda *)(const void *)engine->backend;
+    const size_t room = cuda->waiting.bytes;
+    int layer = 2, wmma = 0;
+    tn_result result;
+    tn_norms norms;
+    for (int i = 0; i < model->node_count; i++)
+        wmma += !strncmp(tn_engine_implementation(engine, i, 1), "wmma", 4);
+    assert_int_equal(wmma, 12);
+    float *wanted = gradients_of(engine, &batch);
+    assert_int_equal(tn_engine_probe(engine, &batch, 1, &layer, &result, &norms), TN_OK);
+    same_again(engine, &batch, wanted, "a probe");
+    tn_engine_free(engine);
+    for (int recompute = 0; recompute < 2; recompute++) {
+        target.recompute = recompute;
+        engine = engine_make(&target, model, ROWS, 0, &data);
+        if (!recompute) plan_again(engine, (size_t)1 << 20, 1);
+        cuda = (const tn_cuda *)(const void *)engine->backend;
+        assert_true(recompute || cuda->waiting.bytes < room / 4);
+        same_again(engine, &batch, wanted, recompute ? "--recompute" : "less room for parts");
+        tn_engine_free(engine);
+    }
+    free(wanted);
+    op_data_free(&data);
+    tn_model_free(model);
+}
+
+static void test_gates(void **unused) {
+    (void)unused;
+    check_gates("tau", TN_PRECISION_BF16);
+    if (small()) return;
+    check_gates("fixup", TN_PRECISION_TF32);
+    check_gates("plain", TN_PRECISION_BF16);
+}
+
 /* One line with memory, compute capability and the versions of the libraries. */
 static void test_description(void **unused) {
     (void)unused;
@@ -334,6 +404,7 @@ int main(void) {
         cmocka_unit_test(test_parameters_come_back),
         cmocka_unit_test(test_large_copies),
         cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_gates),
         cmocka_unit_test(test_description),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

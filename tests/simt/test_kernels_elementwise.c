@@ -101,12 +101,14 @@ static void run_backward(void *argument) {
     tensor dz = t->in_place ? parts[0] : tensor_empty(t->count, t->store);
     float *sums = t->sums ? device_raw(2 * sizeof *sums) : NULL;
     int *flag = device_zeros(sizeof *flag);
-    OK(tn_launch_epilogue_backward(t->count, t->store, dy, mask, dz.device,
-                                   t->sums ? device_raw(TN_SUM_WORKSPACE) : NULL, sums, flag, 0));
+    const int left = tn_epilogue_sum_parts(t->count);
+    double *sum_parts = t->sums ? device_raw(2 * (size_t)left * sizeof *sum_parts) : NULL;
+    OK(tn_launch_epilogue_backward(t->count, t->store, dy, mask, dz.device, sum_parts, flag, 0));
     check_flag("backward", flag, t->poison);
     if (t->poison) return;
     check_tensor("dz", &dz, total);
     if (!t->sums) return;
+    merge_sums(sum_parts, left, sums);
     const float *got = host_copy(sums, 2 * sizeof *sums);
     check_number("sum of dz", (double)got[0], dz_sum, scale, 1e-6);
     check_number("sum of dy", (double)got[1], dy_sum, scale, 1e-6);
@@ -244,8 +246,19 @@ static void run_shortcut(void *argument) {
     OK(tn_launch_shortcut_forward(s, t->x_store, x.device, t->extra ? floats(c) : NULL, t->y_store, y.device,
                                   0));
     check_tensor("y", &y, wanted);
-    OK(tn_launch_shortcut_backward(s, t->y_store, dy.device, t->x_store, dx.device, 0));
+    const int left = tn_shortcut_sum_parts(s);
+    double *parts = t->extra ? device_raw(2 * (size_t)left * sizeof *parts) : NULL, sum = 0, scale = 0;
+    OK(tn_launch_shortcut_backward(s, t->y_store, dy.device, t->x_store, dx.device, parts, 0));
     check_tensor("dx", &dx, wanted_dx);
+    if (!parts) return;
+    float *sums = device_raw(2 * sizeof *sums);
+    merge_sums(parts, left, sums);
+    for (size_t i = 0; i < in_count(s); i++) {
+        sum += wanted_dx[i];
+        scale += fabs(wanted_dx[i]);
+    }
+    const float *got = host_copy(sums, 2 * sizeof *sums);
+    for (int k = 0; k < 2; k++) check_number("sum", (double)got[k], sum, scale, 1e-6);
 }
 
 static void test_shortcut(void **unused) {

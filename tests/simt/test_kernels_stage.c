@@ -255,11 +255,15 @@ static void run_backward(void *argument) {
                                   .masks = device_copy(masks, convs * count / 8),
                                   .weights = packed.device,
                                   .dy = parts,
-                                  .dx = dx.device,
-                                  .grads = floats(b.grads),
-                                  .sums = floats(b.sums),
-                                  .add = t->add};
+                                  .dx = dx.device};
+    tn_merge_item items[] = {
+        {NULL, floats(b.grads), tn_stage_weight_parts(s), (int)convs, s->channels * s->channels, 9},
+        {NULL, floats(b.sums), tn_stage_sum_parts(s), 2 * (int)convs, 0, 0}};
+    items[0].parts = gradient.weight_parts =
+        device_raw((size_t)items[0].count * convs * weights * sizeof(float));
+    items[1].parts = gradient.sum_parts = device_raw((size_t)items[1].count * 2 * convs * sizeof(double));
     OK(tn_launch_stage_backward(s, gradient, device_raw(tn_stage_workspace(s)), 0));
+    OK(tn_launch_merge(2, items, t->add, 0));
     tensor_read(&b.sums);
     for (size_t i = 0; i < convs; i++) assert_true(b.sums.host[3 * i + 2] == 2);
     tensor_read(&dx);

@@ -164,23 +164,27 @@ static void run_backward(const wmma_case *t, const arrays *a, bool both, tensor 
         totals[0] += wanted[i];
     }
     tn_gate g = {.nonfinite = flag};
+    const int sum_parts = both ? tn_wmma3x3_both_sum_parts(a->s) : tn_wmma3x3_sum_parts(a->s, t->unit);
     if (t->gated) {
         g.r = r.device;
         g.mask = mask_of(gate.host, count);
-        g.sums = floats(sums);
+        g.sums = device_raw(2 * (size_t)sum_parts * sizeof *g.sums);
     }
-    void *workspace =
-        device_raw(both ? tn_wmma3x3_both_workspace(a->s) : tn_wmma3x3_sum_workspace(a->s, t->unit));
-    if (both)
+    if (both) {
+        const int left = tn_wmma3x3_both_parts(a->s);
+        float *parts = device_raw((size_t)left * weights * sizeof *parts);
         OK(tn_launch_wmma3x3_backward(a->s, t->x_store, x.device, t->y_store, dz.device, w.device, g,
-                                      dx.device, workspace, floats(dw), 0));
-    else
+                                      dx.device, parts, 0));
+        merge_weights(parts, left, t->out * t->in, floats(dw));
+    } else {
         OK(tn_launch_wmma3x3_backward_data(a->s, t->unit, t->y_store, dz.device, w.device, g, t->x_store,
-                                           dx.device, workspace, 0));
+                                           dx.device, 0));
+    }
     check_tensor("dx", &dx, wanted);
     check_flag("backward data", flag, 0);
     if (both) check_tensor("dw of both", &dw, a->dw);
     if (!t->gated) return;
+    merge_sums(g.sums, sum_parts, floats(sums));
     tensor_read(&sums);
     for (int k = 0; k < 2; k++) check_number("sum", sums.host[k], totals[k], sqrt(squares), 1e-4);
 }
@@ -204,8 +208,11 @@ static void run_case(void *argument) {
     each_tap(&a, data_tap);
     each_tap(&a, weights_tap);
     run_backward(t, &a, false, x, dz, backward);
-    OK(tn_launch_wmma3x3_backward_weights(&s, t->unit, t->x_store, x.device, t->y_store, dz.device,
-                                          device_raw(tn_wmma3x3_workspace(&s, t->unit)), floats(dw), 0));
+    const int left = tn_wmma3x3_parts(&s, t->unit, t->x_store, t->y_store);
+    float *parts = device_raw((size_t)left * weights * sizeof *parts);
+    OK(tn_launch_wmma3x3_backward_weights(&s, t->unit, t->x_store, x.device, t->y_store, dz.device, parts,
+                                          0));
+    merge_weights(parts, left, t->out * t->in, floats(dw));
     check_tensor("dw", &dw, a.dw);
     if (tn_wmma3x3_both_takes(&s, t->unit)) run_backward(t, &a, true, x, dz, backward);
 }
@@ -297,7 +304,6 @@ static void test_refusals(void **unused) {
     tn_conv_shape s = shape_of(&t);
     static _Alignas(32) float memory[16];
     tn_epilogue e = {0};
-    tn_gate gate = {0};
     (void)unused;
     s.in_channels = 24;
     assert_int_equal(tn_wmma3x3_takes(&s, TN_WMMA_BF16), 0);
@@ -309,12 +315,8 @@ static void test_refusals(void **unused) {
     assert_int_equal(tn_launch_wmma3x3_forward(&s, TN_WMMA_BF16, B, memory + 1, memory, e, B, memory, 0),
                      cudaErrorMisalignedAddress);
     assert_int_equal(
-        tn_launch_wmma3x3_backward_weights(&s, TN_WMMA_BF16, B, memory, B, memory, memory + 4, memory, 0),
+        tn_launch_wmma3x3_backward_weights(&s, TN_WMMA_BF16, B, memory, B, memory, memory + 4, 0),
         cudaErrorMisalignedAddress);
-    gate.sums = memory;
-    assert_int_equal(
-        tn_launch_wmma3x3_backward_data(&s, TN_WMMA_BF16, B, memory, memory, gate, B, memory, NULL, 0),
-        cudaErrorInvalidValue);
     s.in_height = s.out_height = s.in_width = s.out_width = 300;
     assert_int_equal(tn_wmma3x3_takes(&s, TN_WMMA_BF16), 0);
 }

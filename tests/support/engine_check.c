@@ -22,6 +22,7 @@ tn_engine *engine_make(const engine_target *target, const tn_model *model, int r
                                .threads = target->threads,
                                .separate_buffers = target->separate_buffers,
                                .separate_layers = target->separate_layers,
+                               .recompute = target->recompute,
                                .micro_batch = micro_batch,
                                .max_batch = rows,
                                .training = true};

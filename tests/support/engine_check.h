@@ -10,7 +10,7 @@ typedef struct engine_target {
     const char *device;
     tn_precision precision;
     int threads;
-    bool separate_buffers, separate_layers;
+    bool separate_buffers, separate_layers, recompute;
     /* For less than float32: how far losses, statistics and logits may be off, relative to 1 + |value|, and
      * all gradients together, relative to their norm (gradients of scalars are small differences of large
      * numbers). 0: the case's own tolerance, for each parameter by itself. */

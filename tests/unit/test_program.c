@@ -31,19 +31,30 @@ static size_t element_bytes(const tn_backend *backend, const tn_model *model, in
     return short_values && tensor % 3 == 1 ? 2 : 4;
 }
 
-/* Whether programs compute the inside of blocks again. */
-static bool recompute;
+/* Whether programs compute the inside of blocks again; whether convolutions make the dz of those before. */
+static bool recompute, gating;
+
+static bool may_gate(const tn_model *model, int node) {
+    const int maker = model->tensors[model->nodes[node].input].producer;
+    return gating && model->nodes[node].kind == TN_NODE_CONV && maker >= 0 &&
+           model->nodes[maker].kind == TN_NODE_CONV;
+}
 
 static tn_status program_of(const tn_model *model, bool training, const size_t *grad_floats,
                             tn_program *out) {
     const tn_backend_ops ops = {.element_bytes = element_bytes};
     tn_backend backend = {.ops = &ops};
+    bool *gates = calloc((size_t)model->node_count, sizeof *gates);
+    for (int i = 0; i < model->node_count; i++) gates[i] = may_gate(model, i);
     tn_program_config config = {.backend = &backend,
                                 .rows = ROWS,
                                 .training = training,
                                 .recompute = recompute,
+                                .gates = gating ? gates : NULL,
                                 .grad_floats = grad_floats};
-    return tn_program_compile(model, &config, out);
+    tn_status status = tn_program_compile(model, &config, out);
+    free(gates);
+    return status;
 }
 
 static compiled compile(tn_model_config config, bool training) {
@@ -68,10 +79,11 @@ static void compiled_free(compiled *c) {
 /* Training of networks with all kinds of nodes, with and without computing the inside of blocks again. */
 static void for_recomputed(void (*check)(compiled *c)) {
     static const char *const models[] = {"resnet14", "resnet18", "resnet50"};
-    for (int again = 0; again < 2; again++)
+    for (int way = 0; way < 4; way++)
         for (int m = 0; m < 3; m++)
             for (int v = 0; v < 7; v++) {
-                recompute = again;
+                recompute = way % 2;
+                gating = way / 2;
                 compiled c = compile((tn_model_config){.model = models[m],
                                                        .variant = variants[v],
                                                        .height = 40,
@@ -79,7 +91,7 @@ static void for_recomputed(void (*check)(compiled *c)) {
                                                        .no_bn_shortcut = v == 1 && m != 1},
                                      true);
                 check(&c);
-                recompute = false;
+                recompute = gating = false;
                 compiled_free(&c);
             }
 }
@@ -280,6 +292,7 @@ typedef struct machine {
     const compiled *c;
     content *buffers;
     int *parts_made;                                /* [tensors] gradients that were made of each */
+    int *gated;                                     /* [nodes] the buffer in which a gate made dz, or 0 */
     bool *backward_done, *reduced, *has_statistics; /* [nodes] */
 } machine;
 
@@ -340,9 +353,30 @@ static void take_gradient(machine *m, int i) {
         for (int j = 0; j < k; j++) assert_true(s->dy[j] != s->dy[k]);
     }
     assert_int_equal(s->dz, s->dy[0]);
+    assert_int_equal(s->made, m->gated[s->node] > 0);
+    if (s->made) assert_int_equal(s->dz, m->gated[s->node]);
     if (node->residual < 0) return;
     m->buffers[s->dz] = (content){GRADIENT, node->residual};
     m->parts_made[node->residual]++;
+}
+
+/* A gate closes behind all gradients of the tensor, of which this node's own is the last. */
+static void check_gate(machine *m, const tn_step *s, int i) {
+    const tn_node *node = &m->c->model->nodes[s->node];
+    const int maker = m->c->model->tensors[node->input].producer,
+              others = readers(m->c->model, node->input) - 1;
+    if (s->gate < 0) {
+        assert_int_equal(s->r, -1);
+        return;
+    }
+    assert_true(may_gate(m->c->model, s->node));
+    assert_int_equal(s->gate, maker);
+    assert_int_equal(m->parts_made[node->input], others);
+    if (others)
+        expect(m, i, "r", s->r, GRADIENT, node->input);
+    else
+        assert_int_equal(s->r, -1);
+    m->gated[maker] = s->dx;
 }
 
 static void run_backward(machine *m, int i) {
@@ -363,6 +397,7 @@ static void run_backward(machine *m, int i) {
         assert_int_equal(s->dx, -1);
         return;
     }
+    check_gate(m, s, i);
     /* In place only where nobody else reads dz. */
     assert_true(s->dx != s->dz || (norm && node->residual < 0));
     put(m, s->dx, GRADIENT, node->input);
@@ -397,6 +432,7 @@ static void check_steps(compiled *c) {
     machine m = {.c = c,
                  .buffers = calloc((size_t)p->buffer_count, sizeof *m.buffers),
                  .parts_made = calloc((size_t)c->model->tensor_count, sizeof *m.parts_made),
+                 .gated = calloc(nodes, sizeof(int)),
                  .backward_done = calloc(nodes, sizeof(bool)),
                  .reduced = calloc(nodes, sizeof(bool)),
                  .has_statistics = calloc(nodes, sizeof(bool))};
@@ -406,8 +442,13 @@ static void check_steps(compiled *c) {
     assert_int_equal(loss->kind, TN_NODE_LOSS);
     expect(&m, p->step_count - 1, "output", p->output, ACTIVATION, loss->input);
     for (size_t i = 0; i < nodes; i++) assert_int_equal(m.backward_done[i], c->training);
+    /* Wherever a convolution reads the output of another, one does. */
+    for (int i = 0; i < (int)nodes; i++)
+        if (c->training && may_gate(c->model, i))
+            assert_true(m.gated[c->model->tensors[c->model->nodes[i].input].producer] > 0);
     free(m.buffers);
     free(m.parts_made);
+    free(m.gated);
     free(m.backward_done);
     free(m.reduced);
     free(m.has_statistics);
