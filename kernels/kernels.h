@@ -155,19 +155,26 @@ int tn_wmma3x3_both_sum_parts(const tn_conv_shape *shape);
 
 /* ---- stage.cu, stage_backward.cu: successive blocks without norms, whole, in bf16 ---- */
 
-/* `blocks` residual blocks with identity shortcuts, on images of height x width x channels; conv 2b and 2b +
- * 1 are those of block b, x[0] = x, s folded into the weights, c and d the scalars of the conv:
+/* `blocks` residual blocks on images of height x width x channels; conv 2b and 2b + 1 are those of block b,
+ * x[0] = x, s folded into the weights, c and d the scalars of the conv:
  *
  *   a = ReLU(conv(x[b]) + c) + d,   x[b + 1] = ReLU(conv(a) + c + x[b]) + d,   y = x[blocks]
  *
- * channels are 16, 32 or 64, height * width * channels a multiple of 64. A block of threads keeps `images`
- * images in shared memory and goes through all residual blocks with them: no activation is read twice
- * forward. */
+ * With in_height > 0 the first block is an entry: it takes x of in_height x in_width x channels / 2, its
+ * first conv has stride 2, and the residual of its second is every second pixel of x plus the c of the
+ * shortcut, with zeros appended as the upper half of the channels.
+ *
+ * channels are 16, 32 or 64 (of an entry not 16), height * width * channels a multiple of 64. A block of
+ * threads keeps `images` images in shared memory and goes through all residual blocks with them: no
+ * activation is read twice forward.
+ *
+ * Arrays by node hold an entry's shortcut, subsample and append, before the convs. */
 typedef struct tn_stage_shape {
     int rows, height, width, channels;
     int blocks;
     int images;
     int wide; /* x, outputs of blocks and their gradients are float32; 0: bf16, as what is inside always */
+    int in_height, in_width; /* of an entry's x, height = (in_height + 1) / 2; 0: no entry */
 } tn_stage_shape;
 /* How many images a block of threads takes: more than one only where the others still occupy
  * `TN_STAGE_GROUPS` blocks. Of the shape only `images` is not read. */
@@ -175,11 +182,11 @@ typedef struct tn_stage_shape {
 int tn_stage_images(const tn_stage_shape *shape);
 /* Shared memory of a block of threads, forward or backward; 0 for shapes that the kernels do not take. */
 size_t tn_stage_shared(const tn_stage_shape *shape, int backward);
-/* weights: [2 * blocks] convs, each TN_PACK_STAGE_FORWARD; scalars: [2 * blocks][4], of which the second is c
- * and the third d (tn_update.node_scalars). inner: [2 * blocks - 1][rows][height][width][channels], outputs
- * of all convs but the last, bf16 and the stream's storage in turn; masks: [2 * blocks] masks of a tensor,
- * rows * height * width * channels / 8 bytes apart; both NULL outside training. nonfinite: [2 * blocks]
- * flags, or NULL. */
+/* weights: [2 * blocks] convs, each TN_PACK_STAGE_FORWARD; scalars: [nodes][4], of which the second is c and
+ * the third d (tn_update.node_scalars). inner: [2 * blocks - 1][rows][height][width][channels], outputs of
+ * all convs but the last, bf16 and the stream's storage in turn; masks: [2 * blocks] masks of a tensor,
+ * rows * height * width * channels / 8 bytes apart; both NULL outside training. nonfinite: [nodes] flags, of
+ * which those of convs are set, or NULL. */
 cudaError_t tn_launch_stage_forward(const tn_stage_shape *shape, const void *x, const void *weights,
                                     const float *scalars, void *inner, uint32_t *masks, void *y,
                                     int *nonfinite, cudaStream_t stream);
@@ -189,18 +196,33 @@ typedef struct tn_stage_gradient {
     const void *weights; /* [2 * blocks] convs, each TN_PACK_STAGE_BACKWARD */
     tn_parts dy;
     void *dx;
-    float *weight_parts; /* [tn_stage_weight_parts][2 * blocks][9][out][in]: gradients of the weights that
-                            TN_PACK_STAGE_* was packed from, without s */
-    double *sum_parts;   /* [2 * blocks][2][tn_stage_sum_parts]: sums of dz and of dL/dy */
+    /* bf16, tn_stage_dz_bytes: dz of all convs, for tn_launch_stage_products; not with 16 channels. */
+    void *dz;
+    /* With 16 channels: weight gradients, as tn_stage_products has them. */
+    float *weight_parts;
+    /* [convs][2][tn_stage_sum_parts]: sums of dz and of dL/dy; of an entry's subsample apart from the convs.
+     */
+    double *sum_parts, *shortcut_parts;
 } tn_stage_gradient;
-/* Everything that backward of these blocks makes. workspace: tn_stage_workspace bytes. With 16 channels the
- * weight gradient is summed where the images are; above, dz goes to the workspace and a second kernel
- * multiplies. */
-cudaError_t tn_launch_stage_backward(const tn_stage_shape *shape, tn_stage_gradient gradient, void *workspace,
+/* All that backward of these blocks makes but the weight gradients of more than 16 channels. */
+cudaError_t tn_launch_stage_backward(const tn_stage_shape *shape, tn_stage_gradient gradient,
                                      cudaStream_t stream);
-size_t tn_stage_workspace(const tn_stage_shape *shape);
-int tn_stage_weight_parts(const tn_stage_shape *shape);
+size_t tn_stage_dz_bytes(const tn_stage_shape *shape);
 int tn_stage_sum_parts(const tn_stage_shape *shape);
+
+/* ---- stage_weights.cu ---- */
+
+#define TN_STAGE_PRODUCTS 2
+/* Weight gradients of a stage of more than 16 channels, in parts (tn_launch_merge):
+ * [tn_stage_weight_parts][convs][9][out][in], of an entry's first conv apart from the others. */
+typedef struct tn_stage_products {
+    tn_stage_shape shape;
+    const void *x, *inner, *dz; /* as of tn_stage_gradient */
+    float *weight_parts, *entry_parts;
+} tn_stage_products;
+/* Those of `count` stages, all with streams of one storage. The table is host memory, free again at once. */
+cudaError_t tn_launch_stage_products(int count, const tn_stage_products *stages, cudaStream_t stream);
+int tn_stage_weight_parts(const tn_stage_shape *shape);
 
 /* ---- im2col.cu: any kernel, stride and padding; the GEMM is the caller's ---- */
 

@@ -6,7 +6,7 @@
  * of 16 input channels, one ahead of what is multiplied, and what backward needs is written as it is made.
  * x[b + 1] takes the place of x[b]: the second convolution reads the inner activation alone, and the residual
  * at the pixel that it writes. Outputs are overwritten, nothing aliases. */
-#include "kernels/stage.cuh"
+#include "kernels/stage_entry.cuh"
 
 /* Masks of one conv, collected in shared memory, to global memory. */
 __device__ __forceinline__ void write_mask(const unsigned char *from, unsigned bytes, unsigned char *to) {
@@ -27,6 +27,16 @@ __device__ __forceinline__ void begin_stream(const stage_geometry &g, int images
     fetch_images<C, C>(g, images, images, x, planes, exact);
 }
 
+/* The products of one slab. */
+template <int C>
+__device__ __forceinline__ void multiply(const stage_geometry &g, bool entry, int slab, const bf16 *input,
+                                         const bf16 *weights, stage_sums (*sums)[stage_tiling<C>::NT]) {
+    input += slab * g.positions * 16;
+    if constexpr (C > 16)
+        if (entry) return multiply_entry<C>(g, input, weights, sums);
+    multiply_slab<C>(g, input, weights, sums);
+}
+
 template <int C, typename S>
 static __global__ void __launch_bounds__(STAGE_THREADS, sizeof(S) == 2 ? 2 : 1)
     stage_forward(stage_geometry g, const S *__restrict__ x, const bf16 *__restrict__ weights,
@@ -44,20 +54,25 @@ static __global__ void __launch_bounds__(STAGE_THREADS, sizeof(S) == 2 ? 2 : 1)
     const int first = blockIdx.x * g.images, images = min(g.images, g.rows - first), convs = 2 * g.blocks;
     const size_t tensor = (size_t)g.rows * g.pixels() * C, begin = (size_t)first * g.pixels() * C;
     const unsigned mask_bytes = (unsigned)(images * g.pixels() * (C / 8));
+    const bool entry = C > 16 && g.entry();
+    const int first_slabs = entry ? t::SLABS / 2 : t::SLABS, steps = first_slabs + (convs - 1) * t::SLABS;
     stage_sums sums[t::MT][t::NT];
 
     fetch_slab<C>(weights, slabs);
     clear_planes(shared, 2 * at.plane_bytes);
     find_pixels(g, images, pixel_of);
     __syncthreads();
-    begin_stream<C>(g, images, x + begin, stream, exact);
+    if constexpr (C > 16)
+        if (entry) fetch_entry<C>(g, images, x + (size_t)first * g.in_pixels() * (C / 2), stream, exact);
+    if (!entry) begin_stream<C>(g, images, x + begin, stream, exact);
     __pipeline_commit();
 
-    for (int step = 0; step < convs * t::SLABS; step++) {
-        const int conv = step / t::SLABS, slab = step % t::SLABS;
+    for (int step = 0; step < steps; step++) {
+        const int later = step - first_slabs, conv = later < 0 ? 0 : 1 + later / t::SLABS,
+                  slab = later < 0 ? step : later % t::SLABS;
         __pipeline_wait_prior(0);
         __syncthreads(); /* the slab is there, and all results of the step before */
-        if (step + 1 < convs * t::SLABS)
+        if (step + 1 < steps)
             fetch_slab<C>(weights + (size_t)(step + 1) * t::SLAB_READ, slabs + (step + 1) % 2 * t::SLAB);
         __pipeline_commit();
         if (slab == 0) {
@@ -66,11 +81,15 @@ static __global__ void __launch_bounds__(STAGE_THREADS, sizeof(S) == 2 ? 2 : 1)
                 write_mask(shared + at.masks_at + (conv - 1) % 2 * at.mask_bytes, mask_bytes,
                            masks + ((conv - 1) * tensor + begin) / 8);
         }
-        const bf16 *input = conv % 2 ? branch : stream;
-        multiply_slab<C>(g, input + slab * g.positions * 16, slabs + step % 2 * t::SLAB, sums);
-        if (slab + 1 < t::SLABS) continue;
+        multiply<C>(g, entry && conv == 0, slab, conv % 2 ? branch : stream, slabs + step % 2 * t::SLAB,
+                    sums);
+        if (slab + 1 < (conv == 0 ? first_slabs : t::SLABS)) continue;
+        if (entry && conv == 0) __syncthreads(); /* x, which the results overwrite, has been read */
 
-        const float c = scalars[4 * conv + 1], d = scalars[4 * conv + 2];
+        const int node = g.first_conv() + conv;
+        const bool crosses = entry && conv == 1; /* has the shortcut as its residual */
+        const float c = scalars[4 * node + 1], d = scalars[4 * node + 2],
+                    shortcut = crosses ? scalars[1] : 0.0f;
         unsigned char *bits = shared + at.masks_at + conv % 2 * at.mask_bytes,
                       *kept = inner ? inner + inner_at<S>(tensor, conv) : NULL;
         const bool join = conv % 2;
@@ -79,10 +98,12 @@ static __global__ void __launch_bounds__(STAGE_THREADS, sizeof(S) == 2 ? 2 : 1)
         bool bad = false;
         each_result<C>(g, pixel_of, results, sums, [&](int pixel, int place, int channel, float *z) {
             float *const here = exact + pixel * EXACT_LD(C) + channel, r[8] = {};
-            if (join && WIDE) load8(here, r);
-            if (join && !WIDE) load8(stream + place, r);
+            const bool residual = join && !(crosses && channel >= C / 2);
+            const float add = residual ? c + shortcut : c;
+            if (residual && WIDE) load8(here, r);
+            if (residual && !WIDE) load8(stream + place, r);
 #pragma unroll
-            for (int j = 0; j < 8; j++) z[j] += c + r[j];
+            for (int j = 0; j < 8; j++) z[j] += add + r[j];
             bad = bad || !all_finite8(z);
             bits[(pixel * C + channel) / 8] = (unsigned char)activate8(z, true, d);
             store8(output + place, z);
@@ -90,7 +111,7 @@ static __global__ void __launch_bounds__(STAGE_THREADS, sizeof(S) == 2 ? 2 : 1)
             if (join && to_stream) store8(to_stream + begin + pixel * C + channel, z);
             if (!join && to_branch) store8(to_branch + begin + pixel * C + channel, z);
         });
-        raise_flag(nonfinite ? nonfinite + conv : NULL, bad);
+        raise_flag(nonfinite ? nonfinite + node : NULL, bad);
     }
     __syncthreads();
     if (masks)

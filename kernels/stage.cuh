@@ -41,14 +41,26 @@ struct stage_geometry {
     int rows, height, width, images; /* images: of a block */
     int pitch, tiles, positions;     /* P, tiles of 16 positions, positions of a plane */
     int blocks;                      /* residual blocks */
+    int in_height, in_width;         /* of an entry's x; 0: no entry */
 
     __host__ __device__ int pixels() const {
         return height * width;
     }
+    __host__ __device__ int entry() const {
+        return in_height > 0;
+    }
+    __host__ __device__ int in_pixels() const {
+        return in_height * in_width;
+    }
+    /* Of the nodes, the first that is a conv. */
+    __host__ __device__ int first_conv() const {
+        return 2 * entry();
+    }
 };
 
 static inline stage_geometry geometry_of(const tn_stage_shape *s, int images) {
-    stage_geometry g = {s->rows, s->height, s->width, images, s->width + 1, 0, 0, s->blocks};
+    stage_geometry g = {s->rows, s->height, s->width,  images,       s->width + 1,
+                        0,       0,         s->blocks, s->in_height, s->in_width};
     const int span = (images * (s->height + 1) - 2) * g.pitch + s->width; /* first pixel to last */
     g.tiles = (span + 15) / 16;
     g.positions = 16 * g.tiles + 2 * g.pitch + 2;
@@ -143,6 +155,12 @@ __device__ __forceinline__ void fetch_images(const stage_geometry &g, int images
     }
 }
 
+/* Weights of the convs before conv `conv`, of all of a stage's where that is their number. */
+__host__ __device__ __forceinline__ size_t weights_before(int entry, int conv, int channels) {
+    const int whole = 9 * channels * channels;
+    return (size_t)conv * whole - (entry && conv > 0 ? whole / 2 : 0);
+}
+
 /* Bytes before the output of conv `conv` among those that are kept: bf16 and S in turn. */
 template <typename S> __device__ __forceinline__ size_t inner_at(size_t tensor, int conv) {
     return tensor * (conv / 2 * (sizeof(bf16) + sizeof(S)) + conv % 2 * sizeof(bf16));
@@ -156,16 +174,17 @@ template <int C> __device__ __forceinline__ void fetch_slab(const bf16 *from, bf
 
 /* ---- the convolution ---- */
 
-/* sums += the 9 taps of one plane. */
-template <int C>
-__device__ __forceinline__ void multiply_slab(const stage_geometry &g, const bf16 *plane, const bf16 *slab,
-                                              stage_sums (*sums)[stage_tiling<C>::NT]) {
+/* sums += the 9 taps of 16 channels, of which tap (kh, kw) of the first tile stands at `at(kh, kw)`. */
+template <int C, typename AT>
+__device__ __forceinline__ void multiply_taps(const stage_geometry &g, const bf16 *slab,
+                                              stage_sums (*sums)[stage_tiling<C>::NT], AT at) {
     typedef stage_tiling<C> t;
     const int warp = threadIdx.x / 32, row_warp = warp % t::ROW_WARPS, n0 = warp / t::ROW_WARPS * t::NT;
 #pragma unroll 1
     for (int kh = 0; kh < 3; kh++)
 #pragma unroll
         for (int kw = 0; kw < 3; kw++) {
+            const bf16 *tap = at(kh, kw);
             stage_weights w[t::NT];
 #pragma unroll
             for (int n = 0; n < t::NT; n++)
@@ -176,11 +195,18 @@ __device__ __forceinline__ void multiply_slab(const stage_geometry &g, const bf1
                 const int tile = row_warp + m * t::ROW_WARPS;
                 if (tile >= g.tiles) break;
                 stage_pixels x;
-                nvcuda::wmma::load_matrix_sync(x, plane + (16 * tile + kh * g.pitch + kw) * 16, 16);
+                nvcuda::wmma::load_matrix_sync(x, tap + 16 * tile * 16, 16);
 #pragma unroll
                 for (int n = 0; n < t::NT; n++) nvcuda::wmma::mma_sync(sums[m][n], x, w[n], sums[m][n]);
             }
         }
+}
+
+/* The same with a stride of 1, from one plane. */
+template <int C>
+__device__ __forceinline__ void multiply_slab(const stage_geometry &g, const bf16 *plane, const bf16 *slab,
+                                              stage_sums (*sums)[stage_tiling<C>::NT]) {
+    multiply_taps<C>(g, slab, sums, [&](int kh, int kw) { return plane + (kh * g.pitch + kw) * 16; });
 }
 
 template <int C> __device__ __forceinline__ void clear_sums(stage_sums (*sums)[stage_tiling<C>::NT]) {
@@ -240,9 +266,9 @@ __device__ __forceinline__ void add_gradient(const stage_geometry &g, const bf16
     }
 }
 
-/* to[9][C out][C in], rows of taps from kh on, outputs from `out0`, 16 inputs from `in0`, = the sums of all
+/* to[9][C out][IN in], rows of taps from kh on, outputs from `out0`, 16 inputs from `in0`, = the sums of all
  * warps in order. Ends with a barrier: what the sums were made of may be overwritten. */
-template <int C, int ROWS, int N>
+template <int C, int ROWS, int N, int IN = C>
 __device__ __forceinline__ void merge_gradient(stage_sums (*sums)[3 * ROWS], float *results, int kh, int out0,
                                                int in0, float *to) {
     const int out = threadIdx.x / 16, in = threadIdx.x % 16;
@@ -256,7 +282,7 @@ __device__ __forceinline__ void merge_gradient(stage_sums (*sums)[3 * ROWS], flo
 #pragma unroll
         for (int warp = 0; warp < STAGE_WARPS; warp++)
             sum += results[warp * RESULT_FLOATS + out * RESULT_LD + in];
-        to[((3 * kh + tap) * C + out0 + 16 * n + out) * C + in0 + in] = sum;
+        to[((3 * kh + tap) * C + out0 + 16 * n + out) * IN + in0 + in] = sum;
         __syncthreads();
     }
 }
@@ -272,10 +298,17 @@ __device__ __forceinline__ void merge_gradient(stage_sums (*sums)[3 * ROWS], flo
                   : (s)->channels == 32 ? function<32, bf16>                                                 \
                                         : function<64, bf16>))
 
+static inline bool bad_entry(const tn_stage_shape *s) {
+    if (s->in_height == 0 && s->in_width == 0) return false;
+    return s->in_height < 1 || s->in_width < 1 || s->channels == 16 || s->height != (s->in_height + 1) / 2 ||
+           s->width != (s->in_width + 1) / 2 ||
+           too_large((size_t)s->rows * s->in_height * s->in_width, (size_t)s->channels / 2);
+}
+
 static inline bool bad_stage(const tn_stage_shape *s) {
     return s->rows < 0 || s->height < 1 || s->width < 1 || s->blocks < 1 || s->images < 1 ||
            (s->channels != 16 && s->channels != 32 && s->channels != 64) ||
-           s->height * s->width * s->channels % 64 || (s->wide != 0 && s->wide != 1) ||
+           s->height * s->width * s->channels % 64 || (s->wide != 0 && s->wide != 1) || bad_entry(s) ||
            too_large((size_t)s->rows * s->height * s->width, (size_t)s->channels);
 }
 

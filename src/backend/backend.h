@@ -27,11 +27,10 @@ typedef struct tn_backend tn_backend;
  * flows through the residual. */
 typedef struct tn_args {
     int worker, chunk;
-    int rows;           /* rows that count */
-    const float *x, *r; /* input, residual; r in backward: see gate */
-    float *y;           /* output */
-    float *inner;       /* of a span: outputs of all nodes but the last, one tensor after the other; NULL
-                           where they are not wanted */
+    int rows;                      /* rows that count */
+    const float *x, *r;            /* input, residual; r in backward: see gate */
+    float *y;                      /* output */
+    float *inner;                  /* of a span: tn_plan.inner_bytes; NULL where nothing is to be kept */
     const float *dy[TN_PARTS_MAX]; /* dL/dy is the sum of these */
     int dy_count;
     float *dz; /* gradient before the activation: always the buffer of dy[0], which may be overwritten. It
@@ -59,6 +58,7 @@ typedef struct tn_plan {
     size_t grad_floats;         /* of args.grad. A backend that runs chunks one after the other may keep this
                                    0, and write to (chunk 0) or add to args.flat->grads and sums itself. */
     size_t scratch_bytes;       /* of args.scratch */
+    size_t inner_bytes;         /* of a span: what forward keeps of its inside for backward, in args.inner */
     size_t bytes;               /* memory held by the plan itself: packed weights, statistics */
     char implementation[3][48]; /* forward, backward data, backward weights; "" where there is none */
 } tn_plan;
@@ -190,15 +190,16 @@ typedef struct tn_backend_ops {
     tn_status (*settle)(tn_backend *backend, bool keep);
     /* How many nodes from `node` on this backend computes as one operation, a span, on chunks of chunk_rows
      * images; 1: the node alone. NULL: always. Of a span only the last output is read by nodes outside, and
-     * only the first node's input comes from there; all
-     * outputs have that input's shape. */
+     * only the first node's input, which its other nodes may read too, comes from there. */
     int (*span)(const tn_backend *backend, const tn_model *model, int node, int chunk_rows);
     /* Plans a span from the plans of all nodes, of which its own nodes' are from then on only looked at. Its
      * head names the first node. */
     tn_status (*span_plan)(tn_backend *backend, const tn_model *model, int node, int count, int chunks,
                            bool training, tn_plan *const *plans, tn_plan **out);
     /* free, forward and backward of spans: args.x is that of the first node, y and dy those of the last,
-     * nonfinite the flag of the first, with those of the others behind it. dz is NULL. */
+     * nonfinite the flag of the first, with those of the others behind it; dx is the gradient of x through
+     * all nodes that read it. dz is NULL. After backward x, inner and what stands in the scratch memory stay
+     * while the next step runs, if that is a span's backward of the same worker: it may take over work. */
     const tn_node_ops *spans;
     /* What would compute which layers in a training step on a device that need not be there, named as its
      * backend names it, with predicted costs, as text; NULL where there is nothing to choose. TN_ERR_USAGE.

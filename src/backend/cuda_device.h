@@ -73,6 +73,8 @@ typedef struct tn_cuda {
     tn_cuda_arch arch;    /* what plans are made for */
     float *scalars;       /* [node_count][4], tn_update.node_scalars */
     tn_cuda_waiting waiting;
+    tn_stage_products pending[TN_STAGE_PRODUCTS]; /* weight gradients whose parts wait, but are not there */
+    int pending_count;
     tn_cuda_tables tables;
 } tn_cuda;
 
@@ -189,6 +191,7 @@ typedef struct tn_cuda_plan {
     tn_cuda_pack packs[TN_CUDA_PACKS];
     int pack_count;
     tn_cuda_need need; /* of parts */
+    tn_plan *span;     /* the stage of which the node is the last */
 } tn_cuda_plan;
 
 /* Frees what a convolution that became part of a span computes with; its plan then only packs for the span,
@@ -197,6 +200,8 @@ void tn_cuda_conv_yield(tn_plan *plan, const char *implementation);
 /* Whether a convolution of this shape is a kernel of its own, else a product of cuBLAS. */
 bool tn_cuda_conv_is_fused(const tn_conv_shape *shape, tn_precision precision);
 /* cuda_stage.c: spans, see tn_backend_ops. */
+/* Makes pending weight gradients. */
+tn_status tn_cuda_stage_flush(tn_cuda *cuda);
 int tn_cuda_span(const tn_backend *backend, const tn_model *model, int node, int chunk_rows);
 tn_status tn_cuda_span_plan(tn_backend *backend, const tn_model *model, int node, int count, int chunks,
                             bool training, tn_plan *const *plans, tn_plan **out);

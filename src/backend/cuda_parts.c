@@ -62,6 +62,8 @@ tn_status tn_cuda_settle(tn_backend *backend, bool keep) {
     const int count = keep ? p->count : 0;
     p->count = 0;
     p->used = 0;
+    if (!keep) cuda->pending_count = 0;
+    TN_TRY(tn_cuda_stage_flush(cuda));
     TN_CUDA(tn_launch_merge(count, p->items, p->chunk > 0, cuda->stream));
     return TN_OK;
 }

@@ -19,14 +19,17 @@ const tn_cuda_arch *tn_cuda_arch_named(const char *name) {
 
 /* ---- what can be a stage ---- */
 
-/* A residual block is two 3x3 convolutions of stride 1 between which nothing else happens, with ReLU behind
- * both and the block's input as residual of the second; its scalars may be any. Blocks follow each other for
- * as long as each reads only the one before. */
-static bool is_plain_conv(const tn_model *m, const tn_node *node) {
-    if (node->kind != TN_NODE_CONV || node->kernel != 3 || node->stride != 1 || node->padding != 1)
+/* A residual block is two 3x3 convolutions between which nothing else happens, with ReLU behind both and the
+ * block's input as residual of the second; its scalars may be any. Blocks follow each other for as long as
+ * each reads only the one before. The first may be an entry, whose residual is its input subsampled, with
+ * zeros appended: two nodes that come before the convolutions, the first of which has stride 2. */
+#define SHORTCUT_NODES 2
+
+static bool is_plain_conv(const tn_model *m, const tn_node *node, int stride) {
+    if (node->kind != TN_NODE_CONV || node->kernel != 3 || node->stride != stride || node->padding != 1)
         return false;
     return node->relu && node->bias < 0 && node->input > 0 &&
-           m->tensors[node->input].shape.channels == m->tensors[node->output].shape.channels &&
+           stride * m->tensors[node->input].shape.channels == m->tensors[node->output].shape.channels &&
            m->params[node->weight].group == TN_GROUP_WEIGHTS;
 }
 
@@ -39,41 +42,65 @@ static int readers(const tn_model *m, int tensor) {
 
 /* Weights of successive convs must follow each other in the flat buffers. */
 static bool weights_follow(const tn_model *m, const tn_node *a, const tn_node *b) {
-    const tn_param *first = &m->params[a->weight], *second = &m->params[b->weight];
-    return second->offset == first->offset + first->count && second->count == first->count;
+    const tn_param *first = &m->params[a->weight];
+    return m->params[b->weight].offset == first->offset + first->count;
+}
+
+/* From the first convolution on: what it reads, what the second adds. */
+static bool is_branch(tn_precision precision, const tn_model *m, int node, int stride, int x, int residual) {
+    const tn_node *inner = &m->nodes[node], *join = inner + 1;
+    return node + 1 < m->node_count && is_plain_conv(m, inner, stride) && inner->residual < 0 &&
+           inner->input == x && is_plain_conv(m, join, 1) && join->input == inner->output &&
+           join->residual == residual && weights_follow(m, inner, join) && readers(m, inner->output) == 1 &&
+           tn_cuda_store_of(precision, m, inner->output) == TN_STORE_BF16 &&
+           tn_cuda_store_of(precision, m, x) == tn_cuda_store_of(precision, m, join->output);
 }
 
 static bool is_block(tn_precision precision, const tn_model *m, int node) {
-    const tn_node *inner = &m->nodes[node], *join = inner + 1;
-    return node + 1 < m->node_count && is_plain_conv(m, inner) && inner->residual < 0 &&
-           is_plain_conv(m, join) && join->input == inner->output && join->residual == inner->input &&
-           weights_follow(m, inner, join) && readers(m, inner->output) == 1 &&
-           tn_cuda_store_of(precision, m, inner->output) == TN_STORE_BF16 &&
-           tn_cuda_store_of(precision, m, inner->input) == tn_cuda_store_of(precision, m, join->output);
+    if (node >= m->node_count) return false;
+    const int x = m->nodes[node].input;
+    return is_branch(precision, m, node, 1, x, x);
 }
 
-static int blocks_from(tn_precision precision, const tn_model *m, int node) {
-    int blocks = 0;
-    for (; is_block(precision, m, node); node += 2, blocks++) {
-        if (blocks == 0) continue;
-        const tn_node *before = &m->nodes[node - 1];
-        if (m->nodes[node].input != before->output || !weights_follow(m, before, before + 1) ||
+static bool is_entry(tn_precision precision, const tn_model *m, int node) {
+    const tn_node *subsample = &m->nodes[node], *append = subsample + 1;
+    if (node + SHORTCUT_NODES >= m->node_count || subsample->kind != TN_NODE_SUBSAMPLE ||
+        append->kind != TN_NODE_APPEND)
+        return false;
+    return subsample->stride == 2 && append->input == subsample->output &&
+           readers(m, subsample->output) == 1 && readers(m, append->output) == 1 &&
+           is_branch(precision, m, node + SHORTCUT_NODES, 2, subsample->input, append->output);
+}
+
+/* Nodes of the stage that begins at `node`; 0: none does. */
+static int stage_from(tn_precision precision, const tn_model *m, int node) {
+    int end = node;
+    if (is_entry(precision, m, node))
+        end += SHORTCUT_NODES + 2;
+    else if (is_block(precision, m, node))
+        end += 2;
+    while (end > node && is_block(precision, m, end)) {
+        const tn_node *before = &m->nodes[end - 1];
+        if (before[1].input != before->output || !weights_follow(m, before, before + 1) ||
             readers(m, before->output) != 2)
             break;
+        end += 2;
     }
-    return blocks;
+    return end - node;
 }
 
-tn_stage_shape tn_cuda_stage_shape(tn_precision precision, const tn_model *m, int node, int rows,
-                                   int blocks) {
+tn_stage_shape tn_cuda_stage_shape(tn_precision precision, const tn_model *m, int node, int rows, int nodes) {
+    const bool entry = m->nodes[node].kind == TN_NODE_SUBSAMPLE;
     const int x = m->nodes[node].input;
-    const tn_shape in = m->tensors[x].shape;
+    const tn_shape in = m->tensors[x].shape, out = m->tensors[m->nodes[node + nodes - 1].output].shape;
     tn_stage_shape s = {.rows = rows,
-                        .height = in.height,
-                        .width = in.width,
-                        .channels = in.channels,
-                        .blocks = blocks,
-                        .wide = tn_cuda_store_of(precision, m, x) == TN_STORE_F32};
+                        .height = out.height,
+                        .width = out.width,
+                        .channels = out.channels,
+                        .blocks = (nodes - (entry ? SHORTCUT_NODES : 0)) / 2,
+                        .wide = tn_cuda_store_of(precision, m, x) == TN_STORE_F32,
+                        .in_height = entry ? in.height : 0,
+                        .in_width = entry ? in.width : 0};
     s.images = tn_stage_images(&s);
     return s;
 }
@@ -108,28 +135,31 @@ static double idle_factor(const tn_cuda_arch *arch, int blocks) {
 
 /* The launch that adds the parts of gradients is one for all layers: here and below its bytes count, itself
  * it does not. Forward and backward of tn_launch_stage_*; `unit`, `stream`: bytes of an activation inside of
- * blocks and between them. */
+ * blocks and between them; `x`: of what the stage reads. The first convolution of an entry has half the
+ * products. Weight gradients are a launch here, although two stages that follow each other share it. */
 static tn_cuda_cost stage_cost(const tn_cuda_arch *arch, const tn_stage_shape *s) {
     tn_cuda_cost cost = {0};
-    const double pixels = (double)s->rows * s->height * s->width, convs = 2.0 * s->blocks,
-                 unit = pixels * s->channels * 2, stream = s->wide ? 2 * unit : unit,
-                 kept = s->blocks * (unit + stream), masks = convs * unit / 16,
+    const bool entry = s->in_height > 0, inside = s->channels == 16; /* where the weight gradient is made */
+    const double pixels = (double)s->rows * s->height * s->width, all = 2.0 * s->blocks,
+                 convs = all - (entry ? 0.5 : 0), unit = pixels * s->channels * 2,
+                 stream = s->wide ? 2 * unit : unit, masks = all * unit / 16, dz = all * unit,
                  products = 2 * pixels * 9 * s->channels * s->channels * convs,
-                 weights = convs * 9 * s->channels * s->channels * 2;
+                 weights = convs * 9 * s->channels * s->channels * 2,
+                 in_pixels = (double)s->rows * s->in_height * s->in_width,
+                 x = entry ? in_pixels / pixels / 2 * stream : stream,
+                 kept = (s->blocks - 1) * stream + s->blocks * unit;
     /* Computed positions that are no pixels, and multiprocessors that wait for the others' last images. */
-    const double waste = (s->height + 1.0) * (s->width + 1.0) / ((double)s->height * s->width) *
-                         idle_factor(arch, (s->rows + s->images - 1) / s->images);
-    const double rate = arch->flops[TN_PRECISION_BF16] * arch->wmma_share / waste;
-    const bool inside = s->channels == 16; /* where the weight gradient is made */
-    add_kernels(arch, &cost, stream + kept + masks + weights, products, rate, 1);
-    const double parts =
-        tn_stage_weight_parts(s) * 2 * weights + 2 * convs * tn_stage_sum_parts(s) * sizeof(double);
+    const double wmma = arch->flops[TN_PRECISION_BF16] * arch->wmma_share,
+                 waste = (s->height + 1.0) * (s->width + 1.0) / ((double)s->height * s->width),
+                 rate = wmma / waste / idle_factor(arch, (s->rows + s->images - 1) / s->images);
+    const double sums = (2 * all + (entry ? 2 : 0)) * tn_stage_sum_parts(s) * sizeof(double),
+                 parts = tn_stage_weight_parts(s) * 2 * weights + sums;
+    add_kernels(arch, &cost, x + kept + stream + masks + weights, products, rate, 1);
     if (inside) {
-        add_kernels(arch, &cost, 2 * stream + kept + masks + weights + parts, 2 * products, rate, 1);
+        add_kernels(arch, &cost, 2 * x + stream + kept + masks + weights + parts, 2 * products, rate, 1);
     } else {
-        add_kernels(arch, &cost, 2 * stream + convs * unit + masks + weights, products, rate, 1);
-        add_kernels(arch, &cost, kept + convs * unit + parts, products,
-                    arch->flops[TN_PRECISION_BF16] * arch->wmma_share, 1);
+        add_kernels(arch, &cost, stream + x + dz + masks + weights, products, rate, 1);
+        add_kernels(arch, &cost, x + kept + dz + parts, products, wmma, 1);
     }
     add_kernels(arch, &cost, parts + 2 * weights, 0, 1, 0);
     return cost;
@@ -298,25 +328,34 @@ static tn_cuda_choice choose_alone(const tn_cuda_arch *arch, tn_precision precis
     return c;
 }
 
+/* Adds what `nodes` nodes cost as operations of their own, each convolution in either way. */
+static void add_apart(const tn_cuda_arch *arch, tn_precision precision, const tn_model *m, int node,
+                      int nodes, int rows, tn_cuda_choice *c) {
+    for (int i = node; i < node + nodes; i++) {
+        const tn_cuda_choice alone = choose_alone(arch, precision, m, i, rows);
+        for (int way = TN_CUDA_CONV; way <= TN_CUDA_CUBLAS; way++) {
+            const int own = alone.possible[TN_CUDA_OTHER] ? TN_CUDA_OTHER : way;
+            c->possible[way] = alone.possible[own] && (i == node || c->possible[way]);
+            c->cost[way] = sum(c->cost[way], alone.cost[own]);
+        }
+    }
+}
+
 tn_cuda_choice tn_cuda_choose(const tn_cuda_arch *arch, tn_precision precision, const tn_model *m, int node,
                               int rows) {
-    const int blocks = precision == TN_PRECISION_BF16 ? blocks_from(precision, m, node) : 0;
-    tn_cuda_choice c = choose_alone(arch, precision, m, node, rows);
-    const tn_stage_shape stage =
-        blocks ? tn_cuda_stage_shape(precision, m, node, rows, blocks) : (tn_stage_shape){0};
-    if (blocks == 0 || !stage_fits(arch, &stage)) return c;
-    tn_stage_shape block = stage;
-    block.blocks = 1;
-    c.nodes = 2 * blocks;
-    for (int i = 1; i < c.nodes; i++) {
-        const tn_cuda_choice alone = choose_alone(arch, precision, m, node + i, rows);
-        for (int way = TN_CUDA_CONV; way <= TN_CUDA_CUBLAS; way++)
-            c.cost[way] = sum(c.cost[way], alone.cost[way]);
-    }
+    const int nodes = precision == TN_PRECISION_BF16 ? stage_from(precision, m, node) : 0;
+    if (nodes == 0) return choose_alone(arch, precision, m, node, rows);
+    const tn_stage_shape stage = tn_cuda_stage_shape(precision, m, node, rows, nodes);
+    if (!stage_fits(arch, &stage)) return choose_alone(arch, precision, m, node, rows);
+    tn_stage_shape first = stage, other = stage;
+    first.blocks = other.blocks = 1;
+    other.in_height = other.in_width = 0;
+    tn_cuda_choice c = {.nodes = nodes, .first_block = nodes - 2 * (stage.blocks - 1)};
+    add_apart(arch, precision, m, node, nodes, rows, &c);
+    const tn_cuda_way apart = c.possible[TN_CUDA_CONV] ? TN_CUDA_CONV : TN_CUDA_CUBLAS;
     c.possible[TN_CUDA_STAGE] = c.possible[TN_CUDA_BLOCK] = true;
     c.cost[TN_CUDA_STAGE] = stage_cost(arch, &stage);
-    c.cost[TN_CUDA_BLOCK] = times(stage_cost(arch, &block), blocks);
-    const tn_cuda_way apart = c.way;
+    c.cost[TN_CUDA_BLOCK] = sum(stage_cost(arch, &first), times(stage_cost(arch, &other), stage.blocks - 1));
     c.way = TN_CUDA_STAGE;
     if (c.cost[TN_CUDA_BLOCK].seconds < c.cost[c.way].seconds) c.way = TN_CUDA_BLOCK;
     if (c.cost[apart].seconds < c.cost[c.way].seconds) c.way = apart;
@@ -324,7 +363,7 @@ tn_cuda_choice tn_cuda_choose(const tn_cuda_arch *arch, tn_precision precision, 
 }
 
 int tn_cuda_choice_span(const tn_cuda_choice *c) {
-    return c->way == TN_CUDA_STAGE ? c->nodes : c->way == TN_CUDA_BLOCK ? 2 : 1;
+    return c->way == TN_CUDA_STAGE ? c->nodes : c->way == TN_CUDA_BLOCK ? c->first_block : 1;
 }
 
 /* ---- as a table ---- */

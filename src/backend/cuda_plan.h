@@ -34,7 +34,7 @@ typedef struct tn_cuda_cost {
 } tn_cuda_cost;
 
 typedef enum tn_cuda_way {
-    TN_CUDA_STAGE,  /* successive residual blocks as one kernel */
+    TN_CUDA_STAGE,  /* successive residual blocks as one kernel, also from one that changes the shape on */
     TN_CUDA_BLOCK,  /* each residual block as one kernel */
     TN_CUDA_CONV,   /* each convolution as one kernel */
     TN_CUDA_CUBLAS, /* each convolution as a product of cuBLAS */
@@ -44,7 +44,8 @@ typedef enum tn_cuda_way {
 
 typedef struct tn_cuda_choice {
     tn_cuda_way way;
-    int nodes; /* that the row stands for */
+    int nodes;       /* that the row stands for */
+    int first_block; /* of these, where they can be a stage, the nodes of the first residual block */
     bool possible[TN_CUDA_WAYS];
     tn_cuda_cost cost[TN_CUDA_WAYS]; /* of all these nodes, where possible */
 } tn_cuda_choice;
@@ -57,9 +58,9 @@ tn_cuda_choice tn_cuda_choose(const tn_cuda_arch *arch, tn_precision precision, 
 
 /* Nodes that run as one operation from `node` on: of a stage, of one block, or 1. */
 int tn_cuda_choice_span(const tn_cuda_choice *choice);
-/* The residual blocks from `node` on as the kernels take them; `images` is set. */
+/* A span from `node` on as the kernels take it; `images` is set. */
 tn_stage_shape tn_cuda_stage_shape(tn_precision precision, const tn_model *model, int node, int rows,
-                                   int blocks);
+                                   int nodes);
 
 /* The choices for a whole model as a table; TN_ERR_USAGE for an unknown architecture. */
 tn_status tn_cuda_explain(const tn_model *model, tn_precision precision, const char *arch, int rows,

@@ -55,7 +55,7 @@ static void count_memory(tn_executor *e, const tn_plan *plan, size_t *scratch_by
     if (plan->scratch_bytes > *scratch_bytes) *scratch_bytes = plan->scratch_bytes;
 }
 
-static tn_status plan_nodes(tn_executor *e, size_t *grad_floats, size_t *scratch_bytes) {
+static tn_status plan_nodes(tn_executor *e, size_t *grad_floats, size_t *inner_bytes, size_t *scratch_bytes) {
     const tn_model *model = e->model;
     for (int i = 0; i < model->node_count; i++) {
         const tn_node_ops *ops = e->backend->ops->nodes[model->nodes[i].kind];
@@ -68,6 +68,7 @@ static tn_status plan_nodes(tn_executor *e, size_t *grad_floats, size_t *scratch
     for (int i = 0; i < model->node_count; i++) {
         count_memory(e, e->plans[i], scratch_bytes);
         count_memory(e, e->span_plans[i], scratch_bytes);
+        if (e->span_plans[i]) inner_bytes[i] = e->span_plans[i]->inner_bytes;
     }
     return TN_OK;
 }
@@ -112,11 +113,15 @@ static tn_status allocate(tn_executor *e, size_t scratch_bytes) {
     return TN_OK;
 }
 
-static tn_status create(tn_executor *e, size_t *grad_floats) {
+/* Both arrays are zeros, [node_count]. */
+static tn_status create(tn_executor *e, size_t *grad_floats, size_t *inner_bytes) {
     size_t scratch_bytes = 0;
-    TN_TRY(plan_nodes(e, grad_floats, &scratch_bytes));
-    tn_program_config config = {
-        .backend = e->backend, .rows = e->config.chunk_rows, .grad_floats = grad_floats, .spans = e->spans};
+    TN_TRY(plan_nodes(e, grad_floats, inner_bytes, &scratch_bytes));
+    tn_program_config config = {.backend = e->backend,
+                                .rows = e->config.chunk_rows,
+                                .grad_floats = grad_floats,
+                                .spans = e->spans,
+                                .inner_bytes = inner_bytes};
     TN_TRY(tn_program_compile(e->model, &config, &e->eval));
     config.training = true;
     config.gates = e->gates;
@@ -128,7 +133,7 @@ static tn_status create(tn_executor *e, size_t *grad_floats) {
 tn_status tn_executor_create(const tn_model *model, tn_backend *backend, const tn_executor_config *config,
                              tn_executor **out) {
     tn_executor *e;
-    size_t *grad_floats = NULL;
+    size_t *sizes = NULL; /* of each node gradients, then what spans keep */
     *out = NULL;
     TN_TRY(tn_alloc(&e, 1, sizeof *e, "executor"));
     e->model = model;
@@ -142,10 +147,9 @@ tn_status tn_executor_create(const tn_model *model, tn_backend *backend, const t
         status = tn_alloc(&e->span_plans, (size_t)model->node_count, sizeof *e->span_plans, "executor");
     if (status == TN_OK)
         status = tn_alloc(&e->gates, (size_t)model->node_count, sizeof *e->gates, "executor");
-    if (status == TN_OK)
-        status = tn_alloc(&grad_floats, (size_t)model->node_count, sizeof(size_t), "executor");
-    if (status == TN_OK) status = create(e, grad_floats);
-    tn_free(grad_floats);
+    if (status == TN_OK) status = tn_alloc(&sizes, 2 * (size_t)model->node_count, sizeof(size_t), "executor");
+    if (status == TN_OK) status = create(e, sizes, sizes + model->node_count);
+    tn_free(sizes);
     if (status != TN_OK) {
         tn_executor_free(e);
         return status;

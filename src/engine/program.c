@@ -63,12 +63,22 @@ static tn_step step_init(tn_step_kind kind, int node) {
                      .gate = -1};
 }
 
+/* What a span read in backward stays while a span that follows it runs (tn_backend_ops.spans). */
+static void keep_for_span(compiler *c, const tn_step *step) {
+    const tn_program *p = c->program;
+    const tn_step *before = p->step_count > 0 ? &p->steps[p->step_count - 1] : NULL;
+    if (!before || before->kind != TN_STEP_BACKWARD || before->span == 1 || step->span == 1) return;
+    touch(c, before->x);
+    touch(c, before->inner);
+}
+
 static tn_status emit(compiler *c, tn_step step) {
     tn_program *p = c->program;
     TN_TRY(tn_grow(&p->steps, &p->step_capacity, (size_t)p->step_count + 1, sizeof *p->steps, "program"));
     int operands[] = {step.x, step.r, step.y, step.dz, step.dx, step.inner};
     for (int i = 0; i < 6; i++) touch(c, operands[i]);
     for (int i = 0; i < step.dy_count; i++) touch(c, step.dy[i]);
+    keep_for_span(c, &step);
     if (step.kind == TN_STEP_BACKWARD) {
         step.grad_offset = c->segment_grads;
         c->segment_grads +=
@@ -231,7 +241,7 @@ static int span_at(const compiler *c, int node) {
     return c->config->spans ? c->config->spans[node] : 1;
 }
 
-/* What lies between the first node and the last is nobody else's: all of it is one buffer. */
+/* What lies between the first node and the last is nobody else's: what is kept of it is one buffer. */
 static tn_status forward_span(compiler *c, int first, int count) {
     const tn_node *nodes = c->model->nodes + first;
     tn_step step = step_init(TN_STEP_FORWARD, first);
@@ -239,8 +249,7 @@ static tn_status forward_span(compiler *c, int first, int count) {
     step.x = c->activations[nodes[0].input];
     if (c->config->training) {
         TN_TRY(new_buffer(c, nodes[0].output, &step.inner));
-        for (int i = 1; i < count - 1; i++)
-            c->program->buffers[step.inner].bytes += tensor_bytes(c, nodes[i].output);
+        c->program->buffers[step.inner].bytes = c->config->inner_bytes[first];
         c->activations[nodes[0].output] = step.inner;
     }
     TN_TRY(new_buffer(c, nodes[count - 1].output, &step.y));

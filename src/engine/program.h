@@ -25,9 +25,9 @@ typedef enum tn_step_kind {
 typedef struct tn_step {
     tn_step_kind kind;
     int node;
-    int span; /* successive nodes from `node` on that the step computes as one; 1 for all but tn_span's */
+    int span; /* successive nodes from `node` on that the step computes as one: a span, or 1 */
     int x, r, y, dz, dx;
-    int inner; /* of a span: outputs of all nodes but the last */
+    int inner; /* of a span: what it keeps of its inside for backward; -1 in evaluation */
     int dy[TN_PARTS_MAX], dy_count;
     int gate;  /* node whose dz dx becomes at once, with r as the other part of dL/dx; -1: dx and r stay parts
                 */
@@ -66,12 +66,13 @@ typedef struct tn_program {
 
 typedef struct tn_program_config {
     const tn_backend *backend;
-    int rows;          /* of a chunk */
-    bool training;     /* forward, loss and backward; else forward and loss with running statistics */
-    bool recompute;    /* TN_ERR_USAGE where it would change nothing */
-    const int *spans;  /* [node_count]: how many nodes from each on are one operation; NULL: 1 */
-    const bool *gates; /* [node_count]: whether backward of a node can make the dz of the node that made
-                          its input (tn_node_ops.gates); NULL: no */
+    int rows;                  /* of a chunk */
+    bool training;             /* forward, loss and backward; else forward and loss with running statistics */
+    bool recompute;            /* TN_ERR_USAGE where it would change nothing */
+    const int *spans;          /* [node_count]: how many nodes from each on are one operation; NULL: 1 */
+    const size_t *inner_bytes; /* [node_count]: what the span that begins there keeps of its inside */
+    const bool *gates;         /* [node_count]: whether backward of a node can make the dz of the node that
+                                  made its input (tn_node_ops.gates); NULL: no */
     const size_t *grad_floats; /* [node_count]: how many gradients each node makes */
 } tn_program_config;
 

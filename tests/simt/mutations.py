@@ -26,7 +26,9 @@ AUGMENT = "kernels/augment.cu"
 IMAGE = "kernels/image.cu"
 STAGE = "kernels/stage.cu"
 STAGE_BACKWARD = "kernels/stage_backward.cu"
+STAGE_WEIGHTS = "kernels/stage_weights.cu"
 STAGE_COMMON = "kernels/stage.cuh"
+STAGE_ENTRY = "kernels/stage_entry.cuh"
 DEVICE = "kernels/device.cuh"
 CUDA_DEVICE = "src/backend/cuda_device.c"
 CUDA_CONV = "src/backend/cuda_conv.c"
@@ -311,7 +313,7 @@ MUTATIONS = [
     (STAGE, BARRIER.rstrip("\n") + " /* the slab is there, and all results of the step before */\n", "\n",
      "no barrier between two steps", "kernels_stage"),
     (STAGE, "(step + 1) % 2 * t::SLAB)", "0)", "the next slab overwrites the one in use", "kernels_stage"),
-    (STAGE, "if (join && !WIDE) load8(stream + place, r);", "if (join && !WIDE) load8(branch + place, r);",
+    (STAGE, "if (residual && !WIDE) load8(stream + place, r);", "if (residual && !WIDE) load8(branch + place, r);",
      "the residual is the inner activation", "kernels_stage"),
     (STAGE, "    __syncthreads();\n    if (masks)\n", "    if (masks)\n", "the last mask is written before it is whole",
      "kernels_stage"),
@@ -336,17 +338,40 @@ MUTATIONS = [
     (STAGE_BACKWARD, "        dy_sum = dz_sum = 0;\n    }\n    __device__ __forceinline__ void write_total",
      "    }\n    __device__ __forceinline__ void write_total", "backward: sums of one conv run on into the next",
      "kernels_stage"),
-    (STAGE_BACKWARD, "(k + 1) % 2 * 3 * plane", "0 * plane", "weight gradient: one buffer for two images",
+    (STAGE_WEIGHTS, "(k + 1) % 2 * turn", "0 * turn", "weight gradient: one buffer for two images",
      "kernels_stage"),
-    (CUDA_STAGE, "item.groups = 4 * plan->shape.blocks;", "", "stages: sums of the first node alone", "cuda_engine"),
     (CUDA_PLAN, "    f.made = is_gated(precision, m, output, rows);\n", "", "convolutions: a launch that a gate saves",
      "cuda_plan"),
+    (STAGE, "        if (entry && conv == 0) __syncthreads(); /* x, which the results overwrite, has been read */\n", "",
+     "entry: results overwrite x while it is read", "kernels_stage"),
+    (STAGE, "join && !(crosses && channel >= C / 2)", "join", "entry: the appended channels are not zeros",
+     "kernels_stage"),
+    (STAGE, "residual ? c + shortcut : c", "c", "entry: the shortcut without its bias", "kernels_stage"),
+    (STAGE_ENTRY, "return tap == 0;", "return 0;", "entry: taps before a pixel are taken at it", "kernels_stage",
+     [STAGE, STAGE_BACKWARD]),
+    (STAGE_ENTRY, "pixel >= 0 && h < g.in_height && w < g.in_width", "pixel >= 0 && h < g.in_height",
+     "entry, backward: a column that x has not", "kernels_stage", [STAGE_BACKWARD]),
+    (STAGE_ENTRY, "slab + (8 - 3 * kh - kw) * 16", "slab + (3 * kh + kw) * 16", "entry, backward: taps not reversed", "kernels_stage",
+     [STAGE_BACKWARD]),
+    (STAGE_ENTRY, "image < images;", "true;", "entry, weight gradient: images of the turn before stay", "kernels_stage",
+     [STAGE_WEIGHTS]),
+    (STAGE_BACKWARD, "    s.add_lanes(s.convs);\n    __syncthreads();\n", "    s.add_lanes(s.convs);\n",
+     "entry, backward: the shortcut's sum is read before all warps have written it", "kernels_stage"),
     (CUDA_STAGE, "plan->masks + (size_t)a->chunk * plan->mask_bytes : NULL", "plan->masks : NULL",
      "stages: all chunks write one mask", "cuda_engine"),
     (CUDA_STAGE, "plan->cuda->scalars + 4 * node", "plan->cuda->scalars + 4 * node - 4", "stages: scalars of the node before",
      "cuda_engine"),
     (CUDA_PLAN, "if (bytes == 0 || bytes > arch->shared_bytes) return false;", "if (bytes == 0) return false;",
      "stages that do not fit in shared memory", "cuda_plan"),
+    (STAGE_WEIGHTS, "(int)blockIdx.x - which * table.stages[0].blocks", "(int)blockIdx.x",
+     "weight gradients of two stages: blocks of the second are counted from the first's", "kernels_stage"),
+    (CUDA_STAGE, "earlier->dz_at = (plan->head.scratch_bytes + 255) / 256 * 256;", "earlier->dz_at = 0;",
+     "stages: dz of one is overwritten by that of the stage before it", "cuda_engine"),
+    (CUDA_STAGE, "shortcut ? 2 : 4 * plan->shape.blocks", "2", "stages: sums of all convs but the first are left out",
+     "cuda_engine"),
+    (CUDA_STAGE, "(plan->shape.in_height > 0 ? 2 : 0)", "0", "entry: the shortcut's nodes are taken for convs",
+     "cuda_engine"),
+    (DEVICE_SUMS, "n < step->span", "n < 1", "gradients of a stage are summed before they are made", "cuda_ranks"),
     # Conversion and packing.
     (CONVERT, "dw[i] = g[(size_t)out * ld + tap * in + k];", "dw[i] = g[(size_t)out * in * taps + tap * in + k];",
      "unpacking: rows without their padding", "kernels_training"),

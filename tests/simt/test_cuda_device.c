@@ -19,7 +19,7 @@
 #define LAYERS 64
 
 static const engine_target cpu = {.device = "cpu", .threads = 1}, fp32 = {.device = "cuda"},
-                           bf16 = {.device = "cuda", .precision = TN_PRECISION_BF16};
+                           bf16 = {.device = "cuda", .precision = TN_PRECISION_BF16, .separate_layers = true};
 
 static bool small(void) {
     return getenv("SIMT_SMALL") != NULL;

@@ -37,18 +37,18 @@ static int staged(const tn_cuda_arch *arch, tn_precision precision, const tn_mod
     return nodes;
 }
 
-/* All residual blocks but the two that change the shape, two convolutions each, wherever blocks are without
- * norms and whatever the stream's storage. */
+/* All residual blocks, wherever they are without norms and whatever the stream's storage: two convolutions
+ * each, and where the shape changes the two nodes of the shortcut; a projection is none. */
 static void test_stages(void **unused) {
     static const struct {
         const char *model, *variant;
         tn_precision precision;
         int nodes, stages;
     } cases[] = {
-        {"resnet20", "tau", TN_PRECISION_BF16, 14, 3},     {"resnet110", "tau", TN_PRECISION_BF16, 104, 3},
-        {"resnet110", "fixup", TN_PRECISION_BF16, 104, 3}, {"resnet8", "plain", TN_PRECISION_BF16, 2, 1},
+        {"resnet20", "tau", TN_PRECISION_BF16, 22, 3},     {"resnet110", "tau", TN_PRECISION_BF16, 112, 3},
+        {"resnet110", "fixup", TN_PRECISION_BF16, 112, 3}, {"resnet8", "plain", TN_PRECISION_BF16, 10, 3},
         {"resnet20", "tau", TN_PRECISION_FP32, 0, 0},      {"resnet20", "bn-tau", TN_PRECISION_BF16, 0, 0},
-        {"resnet1202", "tau", TN_PRECISION_BF16, 1196, 3}, {"resnet18", "tau", TN_PRECISION_BF16, 4, 1},
+        {"resnet1202", "tau", TN_PRECISION_BF16, 1204, 3}, {"resnet18", "tau", TN_PRECISION_BF16, 4, 1},
     };
     (void)unused;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
@@ -76,10 +76,19 @@ static void test_shared_memory(void **unused) {
     int stages;
     (void)unused;
     arch.shared_bytes = 100 << 10; /* backward of 32x32 needs more, the others not */
-    assert_int_equal(staged(&arch, TN_PRECISION_BF16, m, 128, &stages), 8);
+    assert_int_equal(staged(&arch, TN_PRECISION_BF16, m, 128, &stages), 16);
     arch.shared_bytes = 48 << 10;
     assert_int_equal(staged(&arch, TN_PRECISION_BF16, m, 128, &stages), 0);
     tn_model_free(m);
+}
+
+static void check_stage(const tn_cuda_choice *c, int launches, double bytes, double flops) {
+    const tn_cuda_cost *cost = &c->cost[TN_CUDA_STAGE];
+    assert_int_equal(cost->launches, launches);
+    if (fabs(cost->bytes - bytes) > 1e-3 * bytes) fail_msg("%.0f bytes, by hand %.0f", cost->bytes, bytes);
+    assert_true(fabs(cost->flops - flops) < 1e-6 * flops);
+    assert_true(cost->seconds < c->cost[TN_CUDA_BLOCK].seconds);
+    assert_true(c->cost[TN_CUDA_BLOCK].seconds < c->cost[TN_CUDA_CONV].seconds);
 }
 
 /* The first stage of ResNet-20, counted by hand: 128 images of 32x32x16 in bf16 are 4 MiB. */
@@ -90,20 +99,33 @@ static void test_cost(void **unused) {
     const double unit = 128.0 * 32 * 32 * 16 * 2, masks = 6 * unit / 16, weights = 6 * 9 * 16 * 16 * 2,
                  parts = 128.0 * 6 * (9 * 16 * 16 * 4 + 2 * 8);
     (void)unused;
-    assert_int_equal(c.cost[TN_CUDA_STAGE].launches, 2);
     assert_int_equal(c.cost[TN_CUDA_BLOCK].launches, 6);
     /* Forward x in, six outputs; backward dy, x and five outputs in, dx out; parts written and read. */
-    double wanted = 7 * unit + 8 * unit + 2 * masks + 2 * weights + 2 * parts + 2 * weights;
-    if (fabs(c.cost[TN_CUDA_STAGE].bytes - wanted) > 1e-3 * wanted)
-        fail_msg("%.0f bytes, by hand %.0f", c.cost[TN_CUDA_STAGE].bytes, wanted);
-    double flops = 3.0 * 6 * 2 * 128 * 32 * 32 * 9 * 16 * 16;
-    assert_true(fabs(c.cost[TN_CUDA_STAGE].flops - flops) < 1e-6 * flops);
-    assert_true(c.cost[TN_CUDA_STAGE].seconds < c.cost[TN_CUDA_BLOCK].seconds);
-    assert_true(c.cost[TN_CUDA_BLOCK].seconds < c.cost[TN_CUDA_CONV].seconds);
+    check_stage(&c, 2, 7 * unit + 8 * unit + 2 * masks + 2 * weights + 2 * parts + 2 * weights,
+                3.0 * 6 * 2 * 128 * 32 * 32 * 9 * 16 * 16);
     /* One image more than multiprocessors is another wave. */
     tn_cuda_choice full = tn_cuda_choose(arch, TN_PRECISION_BF16, m, 1, 132),
                    over = tn_cuda_choose(arch, TN_PRECISION_BF16, m, 1, 133);
     assert_true(over.cost[TN_CUDA_STAGE].seconds > 1.2 * full.cost[TN_CUDA_STAGE].seconds);
+    tn_model_free(m);
+}
+
+/* The second, whose first block changes the shape: what it reads is twice what it computes with. */
+static void test_cost_of_entry(void **unused) {
+    const tn_cuda_arch *arch = tn_cuda_arch_named("sm_90");
+    tn_model *m = network("resnet20", "tau");
+    tn_cuda_choice c = tn_cuda_choose(arch, TN_PRECISION_BF16, m, 7, 128);
+    const double unit = 128.0 * 16 * 16 * 32 * 2, masks = 6 * unit / 16,
+                 weights = (16 + 5 * 32) * 9 * 32 * 2, /* bf16 */
+        splits = 3, parts = splits * weights * 2 + 13 * 128 * 8;
+    (void)unused;
+    assert_string_equal(m->nodes[7].name, "layer2.0.subsample");
+    assert_int_equal(c.nodes, 8);
+    assert_int_equal(c.first_block, 4);
+    assert_int_equal(c.cost[TN_CUDA_BLOCK].launches, 9);
+    /* Forward x in, six outputs; backward dy in, six dz, dx out; then x, five outputs and six dz in. */
+    check_stage(&c, 3, 8 * unit + 9 * unit + 13 * unit + 2 * masks + 2 * weights + 2 * parts + 2 * weights,
+                3.0 * 5.5 * 2 * 128 * 16 * 16 * 9 * 32 * 32);
     tn_model_free(m);
 }
 
@@ -164,6 +186,7 @@ static void test_explain(void **unused) {
     (void)unused;
     assert_int_equal(tn_cuda_explain(m, TN_PRECISION_BF16, "sm_90", 128, &text), TN_OK);
     assert_non_null(strstr(text.data, "    36  layer1.0.conv1           stage"));
+    assert_non_null(strstr(text.data, "    38  layer2.0.subsample       stage"));
     assert_non_null(strstr(text.data, "a prediction"));
     tn_string_free(&text);
     assert_int_equal(tn_cuda_explain(m, TN_PRECISION_BF16, "sm_70", 128, &text), TN_ERR_USAGE);
@@ -171,8 +194,11 @@ static void test_explain(void **unused) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_stages), cmocka_unit_test(test_shared_memory), cmocka_unit_test(test_cost),
-        cmocka_unit_test(test_cost_of_convolutions), cmocka_unit_test(test_explain)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_stages),
+                                       cmocka_unit_test(test_shared_memory),
+                                       cmocka_unit_test(test_cost),
+                                       cmocka_unit_test(test_cost_of_entry),
+                                       cmocka_unit_test(test_cost_of_convolutions),
+                                       cmocka_unit_test(test_explain)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
