@@ -22,11 +22,13 @@ static void last_steps(const tn_engine *e, int *last) {
     const tn_program *program = tn_executor_program(e->executor, true);
     for (int p = 0; p < e->model->param_count; p++) last[p] = -1;
     for (int i = 0; i < program->step_count; i++) {
-        const tn_node *node = &e->model->nodes[program->steps[i].node];
-        int params[] = {node->weight, node->bias, node->gamma, node->beta};
-        if (program->steps[i].kind != TN_STEP_BACKWARD) continue;
-        for (int k = 0; k < 4; k++)
-            if (params[k] >= 0) last[params[k]] = i;
+        const tn_step *step = &program->steps[i];
+        for (int k = 0; step->kind == TN_STEP_BACKWARD && k < step->span; k++) {
+            const tn_node *node = &e->model->nodes[step->node + k];
+            const int params[] = {node->weight, node->bias, node->gamma, node->beta};
+            for (int p = 0; p < 4; p++)
+                if (params[p] >= 0) last[params[p]] = i;
+        }
     }
 }
 
