@@ -44,6 +44,7 @@ typedef struct tn_args {
     float *grad;    /* grad_floats of this node's own gradients for this chunk; overwritten */
     void *scratch;  /* tn_plan.scratch_bytes */
     int *nonfinite; /* set to 1 when a value that is not finite was seen in y */
+    int *x_nonfinite;           /* the same for x: set by forward of plans that say checks_input */
     const struct tn_flat *flat; /* norm and loss excepted: see tn_plan.grad_floats */
     /* loss only */
     const float *targets, *row_weights; /* [rows][classes], [rows] */
@@ -60,6 +61,7 @@ typedef struct tn_plan {
                                    0, and write to (chunk 0) or add to args.flat->grads and sums itself. */
     size_t scratch_bytes;       /* of args.scratch */
     size_t bytes;               /* memory held by the plan itself: packed weights, statistics */
+    bool checks_input;          /* forward looks at x, see tn_args.x_nonfinite */
     char implementation[3][48]; /* forward, backward data, backward weights; "" where there is none */
 } tn_plan;
 
@@ -190,15 +192,16 @@ typedef struct tn_backend_ops {
     tn_status (*settle)(tn_backend *backend, bool keep);
     /* How many nodes from `node` on this backend computes as one operation, a span, on chunks of chunk_rows
      * images; 1: the node alone. NULL: always. Of a span only the last output is read by nodes outside, and
-     * only the first node's input comes from there; all
-     * outputs have that input's shape. */
+     * only the first node's input comes from there. */
     int (*span)(const tn_backend *backend, const tn_model *model, int node, int chunk_rows);
     /* Plans a span from the plans of all nodes, of which its own nodes' are from then on only looked at. Its
      * head names the first node. */
     tn_status (*span_plan)(tn_backend *backend, const tn_model *model, int node, int count, int chunks,
                            bool training, tn_plan *const *plans, tn_plan **out);
     /* free, forward and backward of spans: args.x is that of the first node, y and dy those of the last,
-     * nonfinite the flag of the first, with those of the others behind it. dz is NULL. */
+     * nonfinite the flag of the first, with those of the others behind it. dz is NULL. A span that ends with
+     * a loss has the logits as y, no inner and no dy: its backward does all, forward alone is for evaluation.
+     */
     const tn_node_ops *spans;
     /* What would compute which layers in a training step on a device that need not be there, named as its
      * backend names it, with predicted costs, as text; NULL where there is nothing to choose. TN_ERR_USAGE.

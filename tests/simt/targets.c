@@ -260,10 +260,10 @@ int main(void) {
         stage(shapes[i], STAGE, 0.75, 1.35, whole_stage[i]);
         separate_convs(shapes[i], 1.9);
     }
-    launches("resnet20", true, 60, 64);
-    launches("resnet20", false, 20, 46);
-    launches("resnet110", true, 300, 245);
-    launches("resnet110", false, 20, 46);
+    launches("resnet20", true, 60, 59);
+    launches("resnet20", false, 20, 34);
+    launches("resnet110", true, 300, 240);
+    launches("resnet110", false, 20, 34);
     printf("targets: %d breaches\n", breaches);
     return breaches ? 1 : 0;
 }
