@@ -139,27 +139,14 @@ __device__ __forceinline__ void finish_tile(const tn_conv_shape &s, const TILING
                                             const tn_epilogue &e, Y *y) {
     const int oh = t.h0 + t.row;
     if (oh >= s.out_height || co >= s.out_channels) return;
-    const Y *r = static_cast<const Y *>(e.r);
-    const float factor = value_or(e.s, 1.0f), c = value_or(e.c, 0.0f), d = value_or(e.d, 0.0f);
+    const epilogue_of<Y> epilogue(e);
     bool bad = false;
 #pragma unroll
     for (int p = 0; p < 4; p++) {
         int ow = t.w0 + t.column + p;
         if (ow >= s.out_width) break;
         size_t at = (((size_t)t.image * s.out_height + oh) * s.out_width + ow) * s.out_channels + co;
-        float *z = sums[p];
-#pragma unroll
-        for (int k = 0; k < 8; k++) z[k] = factor * z[k] + c + (e.bias ? e.bias[co + k] : 0.0f);
-        if (r) {
-            float v[8];
-            load8(r + at, v);
-#pragma unroll
-            for (int k = 0; k < 8; k++) z[k] += v[k];
-        }
-        bad = bad || !all_finite8(z);
-        unsigned bits = activate8(z, e.relu != 0, d);
-        if (e.mask) store_mask(e.mask, at / 8, bits);
-        store8(y + at, z);
+        bad = !epilogue.finish8(sums[p], co, at, y) || bad;
     }
     raise_flag(e.nonfinite, bad);
 }

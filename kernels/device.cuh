@@ -164,22 +164,64 @@ __device__ __forceinline__ bool all_finite8(const float v[8]) {
     return finite;
 }
 
-/* ---- sums over a block of THREADS threads ---- */
+/* What follows an operator, for eight channels from `channel` on of one pixel, whose first stands at `at` of
+ * y. Returns whether z is finite. */
+template <typename Y> struct epilogue_of {
+    const tn_epilogue &e;
+    const float factor, c, d;
+
+    __device__ __forceinline__ explicit epilogue_of(const tn_epilogue &from)
+        : e(from), factor(value_or(from.s, 1.0f)), c(value_or(from.c, 0.0f)), d(value_or(from.d, 0.0f)) {}
+
+    __device__ __forceinline__ bool finish8(float z[8], int channel, size_t at, Y *y) const {
+        const Y *r = static_cast<const Y *>(e.r);
+#pragma unroll
+        for (int k = 0; k < 8; k++) z[k] = factor * z[k] + c + (e.bias ? e.bias[channel + k] : 0.0f);
+        if (r) {
+            float v[8];
+            load8(r + at, v);
+#pragma unroll
+            for (int k = 0; k < 8; k++) z[k] += v[k];
+        }
+        const bool finite = all_finite8(z);
+        const unsigned bits = activate8(z, e.relu != 0, d);
+        if (e.mask) store_mask(e.mask, at / 8, bits);
+        store8(y + at, z);
+        return finite;
+    }
+};
+
+/* ---- sums ---- */
 
 __device__ __forceinline__ double warp_sum(double v) {
     for (int offset = 16; offset > 0; offset /= 2) v += __shfl_down_sync(0xffffffffu, v, offset);
     return v;
 }
 
-/* The sum of v over the block, in thread 0; all threads must call it. */
-__device__ __forceinline__ double block_sum(double v) {
-    __shared__ double warps[THREADS / 32];
+/* Eight sums over the warp at once: lane l returns that of v[l / 4]. v is scratch. */
+__device__ __forceinline__ float warp_sum8(float v[8]) {
+#pragma unroll
+    for (int half = 4; half > 0; half /= 2) {
+        const bool upper = (threadIdx.x & (4 * half)) != 0;
+#pragma unroll
+        for (int j = 0; j < half; j++) {
+            const float mine = upper ? v[j + half] : v[j], other = upper ? v[j] : v[j + half];
+            v[j] = mine + __shfl_xor_sync(0xffffffffu, other, 4 * half);
+        }
+    }
+    v[0] += __shfl_xor_sync(0xffffffffu, v[0], 2);
+    return v[0] + __shfl_xor_sync(0xffffffffu, v[0], 1);
+}
+
+/* The sum of v over a block of WARPS warps, in thread 0; all threads must call it. */
+template <int WARPS = THREADS / 32> __device__ __forceinline__ double block_sum(double v) {
+    __shared__ double warps[WARPS];
     v = warp_sum(v);
     __syncthreads(); /* the last call may still be reading */
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
     __syncthreads();
     if (threadIdx.x == 0)
-        for (int i = 1; i < THREADS / 32; i++) v += warps[i];
+        for (int i = 1; i < WARPS; i++) v += warps[i];
     return v;
 }
 

@@ -110,6 +110,24 @@ cudaError_t tn_launch_conv3x3_backward_weights(const tn_conv_shape *shape, tn_st
                                                cudaStream_t stream);
 int tn_conv3x3_parts(const tn_conv_shape *shape);
 
+/* ---- stem.cu: 3x3, stride 1, padding 1, 1 to 4 channels of float32 images, to a multiple of 8 up to 64 ----
+ */
+
+/* 1 where the kernels take this shape. */
+int tn_stem_takes(const tn_conv_shape *shape);
+/* y = epilogue(conv(x, w)). w is packed as TN_PACK_CONV_FORWARD. The flag x_nonfinite looks at x. */
+cudaError_t tn_launch_stem_forward(const tn_conv_shape *shape, const float *x, const float *w,
+                                   tn_epilogue epilogue, tn_storage y_store, void *y, int *x_nonfinite,
+                                   cudaStream_t stream);
+/* Of dz = mask * sum of the incoming gradients, which is kept nowhere: dw in parts
+ * [tn_stem_parts][9][out][in], and the sums of dz and of dL/dy (before the mask) in parts, sums
+ * [2][tn_stem_sum_parts], or NULL. */
+cudaError_t tn_launch_stem_backward(const tn_conv_shape *shape, const float *x, tn_storage y_store,
+                                    tn_parts dy, const uint32_t *mask, float *parts, double *sums,
+                                    cudaStream_t stream);
+int tn_stem_parts(const tn_conv_shape *shape);
+int tn_stem_sum_parts(const tn_conv_shape *shape);
+
 /* ---- conv_wmma.cu: 3x3 on tensor cores, stride 1 or 2, padding 1, channels multiples of 16 ---- */
 
 /* What products are made of: bf16, or float32 rounded to tf32 (then all storages are float32). Sums are
@@ -331,6 +349,42 @@ typedef enum tn_kernel_loss { TN_KERNEL_CROSS_ENTROPY, TN_KERNEL_SQUARED } tn_ke
 cudaError_t tn_launch_loss(tn_kernel_loss kind, int rows, int classes, tn_storage store, const void *x,
                            const float *targets, const float *weights, const int *labels, float *loss,
                            int *rank, void *dx, int *nonfinite, cudaStream_t stream);
+
+/* ---- head.cu: average pool, linear layer and loss, of few channels and classes ---- */
+
+typedef struct tn_head_shape {
+    int rows, pixels, channels, classes;
+} tn_head_shape;
+/* 1 where the kernels take this shape: channels in eights, up to 512, up to 256 classes, their product up to
+ * 16384. */
+int tn_head_takes(const tn_head_shape *shape);
+/* pooled = mean of x[rows][pixels][channels] over pixels + d, logits = weights pooled + c + bias, of which
+ * row_loss and row_rank are made as tn_launch_loss makes them. */
+typedef struct tn_head {
+    tn_kernel_loss kind;
+    const float *weights; /* [classes][channels], aligned to 16 bytes, usually with s in it */
+    const float *bias;    /* [classes], or NULL */
+    const float *c, *d;
+    const float *targets, *row_weights; /* as in tn_launch_loss */
+    const int *labels;
+    float *logits; /* [rows][classes] */
+    float *row_loss;
+    int *row_rank;
+    int *nonfinite; /* three flags: they look at pooled, at the logits, and at losses; or NULL */
+} tn_head;
+/* With dx, which has the storage of x, dx = row_weights * dloss/dx too, and what tn_launch_head_gradients
+ * needs is left in the workspace of tn_head_workspace bytes. dx and workspace are NULL outside training. */
+cudaError_t tn_launch_head(const tn_head_shape *shape, const tn_head *head, tn_storage x_store, const void *x,
+                           void *dx, void *workspace, cudaStream_t stream);
+typedef struct tn_head_gradient {
+    float *weights;          /* [classes][channels], without s */
+    float *bias;             /* [classes], or NULL */
+    float *pool_sums, *sums; /* two each: twice the sum of the gradient of pooled, and of the logits */
+    int add;                 /* all are added to */
+} tn_head_gradient;
+cudaError_t tn_launch_head_gradients(const tn_head_shape *shape, void *workspace, tn_head_gradient gradient,
+                                     cudaStream_t stream);
+size_t tn_head_workspace(const tn_head_shape *shape);
 
 /* ---- optimizer.cu ---- */
 

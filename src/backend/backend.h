@@ -43,6 +43,7 @@ typedef struct tn_args {
     float *grad;    /* grad_floats of this node's own gradients for this chunk; overwritten */
     void *scratch;  /* tn_plan.scratch_bytes */
     int *nonfinite; /* set to 1 when a value that is not finite was seen in y */
+    int *x_nonfinite;           /* the same for x: set by forward of plans that say checks_input */
     const struct tn_flat *flat; /* norm and loss excepted: see tn_plan.grad_floats */
     /* loss only */
     const float *targets, *row_weights; /* [rows][classes], [rows] */
@@ -60,6 +61,7 @@ typedef struct tn_plan {
     size_t scratch_bytes;       /* of args.scratch */
     size_t inner_bytes;         /* of a span: what forward keeps of its inside for backward, in args.inner */
     size_t bytes;               /* memory held by the plan itself: packed weights, statistics */
+    bool checks_input;          /* forward looks at x, see tn_args.x_nonfinite */
     char implementation[3][48]; /* forward, backward data, backward weights; "" where there is none */
 } tn_plan;
 
@@ -199,7 +201,9 @@ typedef struct tn_backend_ops {
     /* free, forward and backward of spans: args.x is that of the first node, y and dy those of the last,
      * nonfinite the flag of the first, with those of the others behind it; dx is the gradient of x through
      * all nodes that read it. dz is NULL. After backward x, inner and what stands in the scratch memory stay
-     * while the next step runs, if that is a span's backward of the same worker: it may take over work. */
+     * while the next step runs, if that is a span's backward of the same worker: it may take over work. A
+     * span that ends with a loss has the logits as y, no inner and no dy: its backward does all, forward
+     * alone is for evaluation. */
     const tn_node_ops *spans;
     /* What would compute which layers in a training step on a device that need not be there, named as its
      * backend names it, with predicted costs, as text; NULL where there is nothing to choose. TN_ERR_USAGE.

@@ -3,7 +3,9 @@
  *
  *   wmma     3x3 with padding 1 and channels in sixteens, in bf16 and tf32: tensor cores, one kernel with the
  *            whole epilogue; narrow ones make dx and dw in one launch
- *   direct   3x3 with padding 1 and few channels: one kernel with the whole epilogue
+ *   stem     3x3 with padding 1 and stride 1 of images with few channels: one kernel with the whole epilogue;
+ *            backward another one, from the incoming gradients to dw, and one that adds its parts
+ *   direct   other 3x3 with padding 1 and few channels: one kernel with the whole epilogue
  *   gemm     1x1 of stride 1, and linear: cuBLAS on the activations as they are
  *   im2col   all others: columns of some rows at a time, then cuBLAS
  *
@@ -20,7 +22,7 @@
 /* Rows of columns start at multiples of 16 bytes for both types. */
 #define LD_MULTIPLE 8
 
-typedef enum method { DIRECT, WMMA, GEMM, IM2COL } method;
+typedef enum method { STEM, DIRECT, WMMA, GEMM, IM2COL } method;
 
 typedef struct conv_plan {
     tn_cuda_plan base;
@@ -104,6 +106,12 @@ static tn_conv_shape shape_of(const tn_cuda_plan *base) {
                            .padding = node->padding};
 }
 
+/* Images are float32 and have no gradient. */
+bool tn_cuda_conv_is_stem(const tn_model *model, const tn_node *node, const tn_conv_shape *shape) {
+    return node->kind == TN_NODE_CONV && node->input == 0 && node->residual < 0 &&
+           model->params[node->weight].group != TN_GROUP_FIXED && tn_stem_takes(shape);
+}
+
 static method choose_method(const tn_conv_shape *s, tn_precision precision, tn_wmma unit) {
     if (precision != TN_PRECISION_FP32 && tn_wmma3x3_takes(s, unit)) return WMMA;
     if (s->kernel == 1 && s->stride == 1 && s->padding == 0) return GEMM;
@@ -177,7 +185,9 @@ static tn_merge_item weights_item(const conv_plan *plan, const tn_flat *flat) {
 }
 
 static tn_merge_item sums_item(const conv_plan *plan, const tn_flat *flat) {
-    return tn_cuda_sums_item(&plan->base.head, flat, tn_epilogue_sum_parts(output_values(plan)));
+    return tn_cuda_sums_item(&plan->base.head, flat,
+                             plan->method == STEM ? tn_stem_sum_parts(&plan->shape)
+                                                  : tn_epilogue_sum_parts(output_values(plan)));
 }
 
 static void plan_parts(conv_plan *plan) {
@@ -185,6 +195,7 @@ static void plan_parts(conv_plan *plan) {
     tn_cuda_need *need = &plan->base.need;
     if (!plan->base.training) return;
     if (plan->method == DIRECT) plan->weight_parts = tn_conv3x3_parts(s);
+    if (plan->method == STEM) plan->weight_parts = tn_stem_parts(s);
     if (plan->method == WMMA) {
         plan->weight_parts = plan->both
                                  ? tn_wmma3x3_both_parts(s)
@@ -203,7 +214,9 @@ static float *leave_weights(const conv_plan *plan, const tn_args *a) {
 static tn_status plan_pack(conv_plan *plan, int layout, void **memory) {
     const tn_conv_shape *s = &plan->shape;
     tn_pack_item item = {.layout = layout,
-                         .store = plan->method == DIRECT ? TN_STORE_F32 : (int)plan->gemm_store,
+                         .store = layout == TN_PACK_CONV_FORWARD || layout == TN_PACK_CONV_BACKWARD
+                                      ? TN_STORE_F32
+                                      : (int)plan->gemm_store,
                          .out = s->out_channels,
                          .in = s->in_channels,
                          .taps = plan->taps,
@@ -226,7 +239,8 @@ static tn_status plan_bias(conv_plan *plan) {
 }
 
 static tn_status allocate(conv_plan *plan, int chunks) {
-    static const int layouts[][2] = {[DIRECT] = {TN_PACK_CONV_FORWARD, TN_PACK_CONV_BACKWARD},
+    static const int layouts[][2] = {[STEM] = {TN_PACK_CONV_FORWARD},
+                                     [DIRECT] = {TN_PACK_CONV_FORWARD, TN_PACK_CONV_BACKWARD},
                                      [WMMA] = {TN_PACK_TAPS_FORWARD, TN_PACK_TAPS_BACKWARD},
                                      [GEMM] = {TN_PACK_GEMM},
                                      [IM2COL] = {TN_PACK_GEMM}};
@@ -244,14 +258,20 @@ static tn_status allocate(conv_plan *plan, int chunks) {
 
 static tn_status conv_plan_make(tn_backend *backend, const tn_model *model, int index, int chunk_rows,
                                 int chunks, bool training, tn_plan **out) {
-    static const char *const names[] = {
-        [DIRECT] = "direct", [WMMA] = "wmma", [GEMM] = "cublas", [IM2COL] = "im2col, cublas"};
+    static const char *const names[] = {[STEM] = "stem",
+                                        [DIRECT] = "direct",
+                                        [WMMA] = "wmma",
+                                        [GEMM] = "cublas",
+                                        [IM2COL] = "im2col, cublas"};
     conv_plan *plan;
     const tn_node *node = &model->nodes[index];
     TN_TRY(tn_cuda_plan_make(backend, model, index, chunk_rows, training, sizeof *plan, &plan));
     plan->shape = shape_of(&plan->base);
     plan->unit = unit_of(plan->base.cuda->precision);
-    plan->method = choose_method(&plan->shape, plan->base.cuda->precision, plan->unit);
+    plan->method = tn_cuda_conv_is_stem(model, node, &plan->shape)
+                       ? STEM
+                       : choose_method(&plan->shape, plan->base.cuda->precision, plan->unit);
+    plan->base.head.checks_input = plan->method == STEM;
     plan->gemm_store = plan->base.cuda->precision == TN_PRECISION_BF16 ? TN_STORE_BF16 : TN_STORE_F32;
     plan->taps = plan->shape.kernel * plan->shape.kernel;
     plan->ld = plan->taps * plan->shape.in_channels;
@@ -381,6 +401,11 @@ static tn_status conv_forward(tn_plan *head, const tn_args *a) {
                      .relu = node->relu,
                      .mask = mask_of(plan, a),
                      .nonfinite = a->nonfinite};
+    if (plan->method == STEM) {
+        TN_CUDA(tn_launch_stem_forward(&plan->shape, a->x, plan->forward_weights, e, plan->base.y_store, a->y,
+                                       a->x_nonfinite, cuda->stream));
+        return TN_OK;
+    }
     if (plan->method == DIRECT) {
         TN_CUDA(tn_launch_conv3x3_forward(&plan->shape, plan->base.x_store, a->x, plan->forward_weights, e,
                                           plan->base.y_store, a->y, cuda->stream));
@@ -537,9 +562,23 @@ static tn_status backward_gemm(conv_plan *plan, const tn_args *a) {
     return a->dx ? data_gemm(plan, a, dz) : TN_OK;
 }
 
+/* From the incoming gradients, the convolution's own being kept nowhere, or from that which a gate has made.
+ */
+static tn_status backward_stem(conv_plan *plan, const tn_args *a) {
+    const bool made = a->dy_count == 0;
+    const tn_parts dy = made ? (tn_parts){.part = {a->dz}, .count = 1} : tn_cuda_parts(a);
+    double *sums = NULL;
+    if (plan->needs_sums && !made) sums = tn_cuda_leave_parts(plan->base.cuda, sums_item(plan, a->flat));
+    TN_CUDA(tn_launch_stem_backward(&plan->shape, a->x, plan->base.y_store, dy,
+                                    made ? NULL : mask_of(plan, a), leave_weights(plan, a), sums,
+                                    plan->base.cuda->stream));
+    return TN_OK;
+}
+
 static tn_status conv_backward(tn_plan *head, const tn_args *a) {
     conv_plan *plan = (conv_plan *)(void *)head;
     TN_TRY(tn_cuda_open_parts(plan->base.cuda, a, &plan->base.need));
+    if (plan->method == STEM) return backward_stem(plan, a);
     TN_TRY(backward_epilogue(plan, a));
     TN_TRY(bias_gradient(plan, a));
     if (plan->method == DIRECT) return backward_direct(plan, a);

@@ -197,14 +197,21 @@ typedef struct tn_cuda_plan {
 /* Frees what a convolution that became part of a span computes with; its plan then only packs for the span,
  * and says `implementation`. */
 void tn_cuda_conv_yield(tn_plan *plan, const char *implementation);
-/* Whether a convolution of this shape is a kernel of its own, else a product of cuBLAS. */
+/* Whether a convolution is the stem of kernels.h: of images. */
+bool tn_cuda_conv_is_stem(const tn_model *model, const tn_node *node, const tn_conv_shape *shape);
+/* Whether another convolution of this shape is a kernel of its own, else a product of cuBLAS. */
 bool tn_cuda_conv_is_fused(const tn_conv_shape *shape, tn_precision precision);
-/* cuda_stage.c: spans, see tn_backend_ops. */
-/* Makes pending weight gradients. */
+/* cuda_stage.c: makes pending weight gradients. */
 tn_status tn_cuda_stage_flush(tn_cuda *cuda);
+/* cuda_span.c, see tn_backend_ops. */
 int tn_cuda_span(const tn_backend *backend, const tn_model *model, int node, int chunk_rows);
 tn_status tn_cuda_span_plan(tn_backend *backend, const tn_model *model, int node, int count, int chunks,
                             bool training, tn_plan *const *plans, tn_plan **out);
+/* The same for the two kinds of spans: cuda_stage.c, cuda_head.c. */
+tn_status tn_cuda_stage_plan(tn_backend *backend, const tn_model *model, int node, int count, int chunks,
+                             bool training, tn_plan *const *plans, tn_plan **out);
+tn_status tn_cuda_head_plan(tn_backend *backend, const tn_model *model, int node, bool training,
+                            tn_plan *const *plans, tn_plan **out);
 
 /* Fills the head of a plan of `size` bytes and allocates it on the host. */
 tn_status tn_cuda_plan_make(tn_backend *backend, const tn_model *model, int node, int chunk_rows,
@@ -219,6 +226,6 @@ static inline size_t tn_cuda_pixels(const tn_cuda_plan *plan, int rows) {
 }
 
 extern const tn_node_ops tn_cuda_conv, tn_cuda_norm, tn_cuda_subsample, tn_cuda_append, tn_cuda_maxpool,
-    tn_cuda_avgpool, tn_cuda_loss, tn_cuda_stage;
+    tn_cuda_avgpool, tn_cuda_loss, tn_cuda_stage, tn_cuda_head, tn_cuda_spans;
 
 #endif

@@ -113,6 +113,27 @@ static bool stage_fits(const tn_cuda_arch *arch, const tn_stage_shape *s) {
     return true;
 }
 
+/* ---- what can be a head ---- */
+
+tn_head_shape tn_cuda_head_shape(const tn_model *m, int node, int rows) {
+    const tn_shape in = m->tensors[m->nodes[node].input].shape;
+    return (tn_head_shape){
+        .rows = rows, .pixels = in.height * in.width, .channels = in.channels, .classes = m->classes};
+}
+
+/* Average pool, linear layer and loss, of which each alone reads the one before. */
+static bool is_head(const tn_model *m, int node, int rows) {
+    if (node + 2 >= m->node_count) return false;
+    const tn_node *pool = &m->nodes[node], *linear = pool + 1, *loss = pool + 2;
+    if (pool->kind != TN_NODE_AVGPOOL || linear->kind != TN_NODE_LINEAR || loss->kind != TN_NODE_LOSS)
+        return false;
+    const tn_head_shape shape = tn_cuda_head_shape(m, node, rows);
+    return pool->input > 0 && linear->input == pool->output && loss->input == linear->output &&
+           !linear->relu && linear->residual < 0 && linear->carry < 0 && readers(m, pool->output) == 1 &&
+           readers(m, linear->output) == 1 && m->params[linear->weight].group == TN_GROUP_WEIGHTS &&
+           tn_head_takes(&shape);
+}
+
 /* ---- costs ---- */
 
 static double larger(double a, double b) {
@@ -281,6 +302,17 @@ static tn_cuda_cost conv_cost(const tn_cuda_arch *arch, tn_precision precision, 
     return cost;
 }
 
+/* Backward takes the gradients as they come in, and their sums along. */
+static tn_cuda_cost stem_cost(const tn_cuda_arch *arch, const node_facts *f) {
+    tn_cuda_cost cost = {0};
+    const double parts = 4.0 * tn_stem_parts(&f->shape) * 9 * f->shape.in_channels * f->shape.out_channels +
+                         16.0 * tn_stem_sum_parts(&f->shape);
+    add_kernels(arch, &cost, f->x + f->y + f->mask, f->products, arch->float_flops, 1);
+    add_kernels(arch, &cost, f->x + f->y + f->mask + parts, f->products, arch->float_flops, 1);
+    add_kernels(arch, &cost, parts, 0, 1, 0);
+    return cost;
+}
+
 static tn_cuda_cost cublas_cost(const tn_cuda_arch *arch, tn_precision precision, const node_facts *f) {
     tn_cuda_cost cost = {0};
     const tn_conv_shape *s = &f->shape;
@@ -310,6 +342,16 @@ static tn_cuda_cost other_cost(const tn_cuda_arch *arch, const node_facts *f) {
     return cost;
 }
 
+/* x is read and dx written; what is left for the sums over rows is small. */
+static tn_cuda_cost head_cost(const tn_cuda_arch *arch, const node_facts *pool, const node_facts *linear,
+                              const tn_head_shape *s) {
+    tn_cuda_cost cost = {0};
+    const double kept = (double)tn_head_workspace(s), weights = 4.0 * s->channels * s->classes;
+    add_kernels(arch, &cost, 2 * pool->x + kept + weights, 2 * linear->products, arch->float_flops, 1);
+    add_kernels(arch, &cost, kept + weights, linear->products, arch->float_flops, 1);
+    return cost;
+}
+
 /* ---- choices ---- */
 
 static tn_cuda_choice choose_alone(const tn_cuda_arch *arch, tn_precision precision, const tn_model *m,
@@ -317,10 +359,12 @@ static tn_cuda_choice choose_alone(const tn_cuda_arch *arch, tn_precision precis
     tn_cuda_choice c = {.way = TN_CUDA_OTHER, .nodes = 1};
     const node_facts f = facts_of(precision, m, node, rows);
     if (f.node->kind == TN_NODE_CONV || f.node->kind == TN_NODE_LINEAR) {
-        c.way = tn_cuda_conv_is_fused(&f.shape, precision) ? TN_CUDA_CONV : TN_CUDA_CUBLAS;
+        const bool stem = tn_cuda_conv_is_stem(m, f.node, &f.shape);
+        c.way = stem || tn_cuda_conv_is_fused(&f.shape, precision) ? TN_CUDA_CONV : TN_CUDA_CUBLAS;
         c.possible[TN_CUDA_CUBLAS] = true;
         c.cost[TN_CUDA_CUBLAS] = cublas_cost(arch, precision, &f);
-        if (c.way == TN_CUDA_CONV) c.cost[TN_CUDA_CONV] = conv_cost(arch, precision, m, &f);
+        if (c.way == TN_CUDA_CONV)
+            c.cost[TN_CUDA_CONV] = stem ? stem_cost(arch, &f) : conv_cost(arch, precision, m, &f);
     } else {
         c.cost[TN_CUDA_OTHER] = other_cost(arch, &f);
     }
@@ -341,8 +385,24 @@ static void add_apart(const tn_cuda_arch *arch, tn_precision precision, const tn
     }
 }
 
+static tn_cuda_choice choose_head(const tn_cuda_arch *arch, tn_precision precision, const tn_model *m,
+                                  int node, int rows) {
+    tn_cuda_choice c = {.way = TN_CUDA_HEAD, .nodes = 3};
+    const tn_head_shape shape = tn_cuda_head_shape(m, node, rows);
+    const node_facts pool = facts_of(precision, m, node, rows),
+                     linear = facts_of(precision, m, node + 1, rows);
+    c.possible[TN_CUDA_HEAD] = c.possible[TN_CUDA_CUBLAS] = true;
+    c.cost[TN_CUDA_HEAD] = head_cost(arch, &pool, &linear, &shape);
+    for (int i = 0; i < 3; i++) {
+        const tn_cuda_choice alone = choose_alone(arch, precision, m, node + i, rows);
+        c.cost[TN_CUDA_CUBLAS] = sum(c.cost[TN_CUDA_CUBLAS], alone.cost[alone.way]);
+    }
+    return c;
+}
+
 tn_cuda_choice tn_cuda_choose(const tn_cuda_arch *arch, tn_precision precision, const tn_model *m, int node,
                               int rows) {
+    if (is_head(m, node, rows)) return choose_head(arch, precision, m, node, rows);
     const int nodes = precision == TN_PRECISION_BF16 ? stage_from(precision, m, node) : 0;
     if (nodes == 0) return choose_alone(arch, precision, m, node, rows);
     const tn_stage_shape stage = tn_cuda_stage_shape(precision, m, node, rows, nodes);
@@ -363,12 +423,13 @@ tn_cuda_choice tn_cuda_choose(const tn_cuda_arch *arch, tn_precision precision, 
 }
 
 int tn_cuda_choice_span(const tn_cuda_choice *c) {
-    return c->way == TN_CUDA_STAGE ? c->nodes : c->way == TN_CUDA_BLOCK ? c->first_block : 1;
+    if (c->way == TN_CUDA_BLOCK) return c->first_block;
+    return c->way == TN_CUDA_STAGE || c->way == TN_CUDA_HEAD ? c->nodes : 1;
 }
 
 /* ---- as a table ---- */
 
-static const char *const way_names[] = {"stage", "block", "conv", "cublas", "other"};
+static const char *const way_names[] = {"stage", "block", "conv", "cublas", "head", "other"};
 
 static tn_status print_choice(const tn_model *m, int node, const tn_cuda_choice *c, tn_string *text) {
     const tn_cuda_cost *cost = &c->cost[c->way];

@@ -38,6 +38,7 @@ typedef enum tn_cuda_way {
     TN_CUDA_BLOCK,  /* each residual block as one kernel */
     TN_CUDA_CONV,   /* each convolution as one kernel */
     TN_CUDA_CUBLAS, /* each convolution as a product of cuBLAS */
+    TN_CUDA_HEAD,   /* average pool, linear layer and loss as one kernel */
     TN_CUDA_OTHER,  /* layers that are no matrix product */
     TN_CUDA_WAYS
 } tn_cuda_way;
@@ -52,15 +53,19 @@ typedef struct tn_cuda_choice {
 
 /* The choice for the nodes from `node` on, on chunks of `rows` images. Of residual blocks that can be a stage
  * it chooses what is predicted to take least time, the first of equals; how a convolution of its own is
- * computed follows from its shape (tn_cuda_conv_is_fused). */
+ * computed follows from its shape (tn_cuda_conv_is_stem, tn_cuda_conv_is_fused), and so does whether an
+ * average pool begins a head. */
 tn_cuda_choice tn_cuda_choose(const tn_cuda_arch *arch, tn_precision precision, const tn_model *model,
                               int node, int rows);
 
-/* Nodes that run as one operation from `node` on: of a stage, of one block, or 1. */
+/* Nodes that run as one operation from `node` on: of a stage, of one block, of a head, or 1. */
 int tn_cuda_choice_span(const tn_cuda_choice *choice);
 /* A span from `node` on as the kernels take it; `images` is set. */
 tn_stage_shape tn_cuda_stage_shape(tn_precision precision, const tn_model *model, int node, int rows,
                                    int nodes);
+
+/* The average pool `node`, the linear layer and the loss behind it as the kernels take them. */
+tn_head_shape tn_cuda_head_shape(const tn_model *model, int node, int rows);
 
 /* The choices for a whole model as a table; TN_ERR_USAGE for an unknown architecture. */
 tn_status tn_cuda_explain(const tn_model *model, tn_precision precision, const char *arch, int rows,

@@ -1,6 +1,6 @@
-/* Spans on CUDA: successive residual blocks without norms that run as one kernel (kernels/stage.cu), in bf16.
- * Which nodes are one, cuda_plan.c decides; all but the shortcut of an entry, which comes first, are convs.
- */
+/* Stages on CUDA: successive residual blocks without norms that run as one kernel (kernels/stage.cu), in
+ * bf16. Which nodes are one, cuda_plan.c decides; all but the shortcut of an entry, which comes first, are
+ * convs. */
 #include <stdio.h>
 
 #include "backend/cuda_device.h"
@@ -21,12 +21,6 @@ typedef struct stage_plan {
 } stage_plan;
 
 /* ---- planning ---- */
-
-int tn_cuda_span(const tn_backend *backend, const tn_model *model, int node, int chunk_rows) {
-    const tn_cuda *cuda = (const tn_cuda *)(const void *)backend;
-    const tn_cuda_choice choice = tn_cuda_choose(&cuda->arch, cuda->precision, model, node, chunk_rows);
-    return tn_cuda_choice_span(&choice);
-}
 
 static void stage_free(tn_plan *head) {
     stage_plan *plan = (stage_plan *)(void *)head;
@@ -152,8 +146,8 @@ static void pair(stage_plan *plan, const tn_cuda_plan *before) {
     earlier->head.scratch_bytes += earlier->dz_at;
 }
 
-tn_status tn_cuda_span_plan(tn_backend *backend, const tn_model *model, int node, int count, int chunks,
-                            bool training, tn_plan *const *plans, tn_plan **out) {
+tn_status tn_cuda_stage_plan(tn_backend *backend, const tn_model *model, int node, int count, int chunks,
+                             bool training, tn_plan *const *plans, tn_plan **out) {
     stage_plan *plan;
     const tn_cuda_plan *first = (const tn_cuda_plan *)(const void *)plans[node];
     TN_TRY(tn_alloc(&plan, 1, sizeof *plan, "stage plan"));

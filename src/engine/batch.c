@@ -181,7 +181,7 @@ tn_status tn_engine_run_chunk(void *context, int index, int worker) {
     int *flags = tn_engine_flags(e, TN_FLAG_OUTPUT, worker);
     tn_chunk chunk = chunk_of(run, index);
     /* Images that a device makes of bytes are finite, as their table is (data.h). */
-    if (run->segment == 0 && run->training && !run->batch->raw)
+    if (run->segment == 0 && run->training && !run->batch->raw && !tn_executor_checks_images(e->executor))
         TN_TRY(e->backend->ops->check(e->backend, chunk.images,
                                       (size_t)e->config.micro_batch * image_floats(run->batch),
                                       flags + e->model->node_count));

@@ -211,6 +211,12 @@ bool tn_executor_has_spans(const tn_executor *e) {
     return false;
 }
 
+bool tn_executor_checks_images(const tn_executor *e) {
+    for (int i = 0; i < e->model->node_count; i++)
+        if (e->model->nodes[i].input == 0 && e->plans[i]->checks_input) return true;
+    return false;
+}
+
 void tn_executor_memory(const tn_executor *e, size_t bytes[TN_MEMORY_USES]) {
     bytes[TN_MEMORY_LAYERS] = e->plan_bytes;
     bytes[TN_MEMORY_WORKERS] = e->worker_bytes;
@@ -271,6 +277,7 @@ static tn_status run_step(const frame *f, const tn_step *step, int *nonfinite) {
                     .grad = chunk->grads ? chunk->grads + step->grad_offset : NULL,
                     .scratch = e->scratch[f->worker],
                     .nonfinite = &nonfinite[step->node],
+                    .x_nonfinite = step->x == 0 ? &nonfinite[e->model->node_count] : NULL,
                     .flat = chunk->flat,
                     .targets = chunk->targets,
                     .row_weights = chunk->row_weights,

@@ -55,7 +55,8 @@ struct tn_chunk {
 /* The programs: training = forward, loss, backward; evaluation = forward and loss with running statistics. */
 const tn_program *tn_executor_program(const tn_executor *executor, bool training);
 
-/* Runs one segment for one chunk. nonfinite[node] is set to 1 where a value that is not finite appeared. */
+/* Runs one segment for one chunk. nonfinite[node] is set to 1 where a value that is not finite appeared, and
+ * nonfinite[node_count] where one is in the images and tn_executor_checks_images. */
 tn_status tn_executor_run(tn_executor *executor, bool training, int segment, const tn_chunk *chunk,
                           int worker, int *nonfinite, tn_trace *trace);
 
@@ -74,6 +75,9 @@ tn_plan *tn_executor_plan(const tn_executor *executor, int node);
 
 /* Whether some nodes run as one operation. */
 bool tn_executor_has_spans(const tn_executor *executor);
+
+/* Whether the layer that reads the images looks at them. */
+bool tn_executor_checks_images(const tn_executor *executor);
 
 /* Sets the bytes held for layers, workers and chunks; known once created. */
 void tn_executor_memory(const tn_executor *executor, size_t bytes[TN_MEMORY_USES]);

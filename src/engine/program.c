@@ -257,6 +257,21 @@ static tn_status forward_span(compiler *c, int first, int count) {
     return emit(c, step);
 }
 
+/* A loss makes gradients at once: of all nodes of its span. */
+static tn_status loss_span(compiler *c, int first, int count) {
+    const tn_node *nodes = c->model->nodes + first;
+    tn_step step = step_init(c->config->training ? TN_STEP_BACKWARD : TN_STEP_FORWARD, first);
+    step.span = count;
+    step.x = c->activations[nodes[0].input];
+    TN_TRY(new_buffer(c, nodes[count - 1].input, &step.y));
+    c->program->output = step.y;
+    if (c->config->training) {
+        TN_TRY(new_buffer(c, nodes[0].input, &step.dx));
+        TN_TRY(add_part(c, nodes[0].input, step.dx));
+    }
+    return emit(c, step);
+}
+
 static tn_status backward_span(compiler *c, int first, int count) {
     const tn_node *nodes = c->model->nodes + first;
     const parts *dy = &c->gradients[nodes[count - 1].output];
@@ -275,7 +290,8 @@ static tn_status backward_span(compiler *c, int first, int count) {
 static tn_status compile_forward(compiler *c) {
     for (int i = 0, count; i < c->model->node_count; i += count) {
         count = span_at(c, i);
-        TN_TRY(count > 1 ? forward_span(c, i, count) : forward(c, i));
+        const bool loss = c->model->nodes[i + count - 1].kind == TN_NODE_LOSS;
+        TN_TRY(count == 1 ? forward(c, i) : (loss ? loss_span : forward_span)(c, i, count));
     }
     return TN_OK;
 }
@@ -298,7 +314,7 @@ static tn_status backward_from(compiler *c, const int *first) {
     for (int i = c->model->node_count - 1; i >= 0; i--) {
         const int before = first[i] < i ? 0 : nodes_before(c, first, i);
         if (first[i] < i) {
-            TN_TRY(backward_span(c, first[i], i - first[i] + 1));
+            if (c->model->nodes[i].kind != TN_NODE_LOSS) TN_TRY(backward_span(c, first[i], i - first[i] + 1));
             i = first[i];
             continue;
         }

@@ -28,3 +28,11 @@ WRAP(tn_launch_conv3x3_backward_weights,
      (const tn_conv_shape *shape, tn_storage x_store, const void *x, tn_storage y_store, const void *dz,
       float *parts, cudaStream_t stream),
      (shape, x_store, x, y_store, dz, parts, stream))
+WRAP(tn_launch_stem_forward,
+     (const tn_conv_shape *shape, const float *x, const float *w, tn_epilogue epilogue, tn_storage y_store,
+      void *y, int *x_nonfinite, cudaStream_t stream),
+     (shape, x, w, epilogue, y_store, y, x_nonfinite, stream))
+WRAP(tn_launch_stem_backward,
+     (const tn_conv_shape *shape, const float *x, tn_storage y_store, tn_parts dy, const uint32_t *mask,
+      float *parts, double *sums, cudaStream_t stream),
+     (shape, x, y_store, dy, mask, parts, sums, stream))

@@ -25,6 +25,9 @@ CONVERT = "kernels/convert.cu"
 AUGMENT = "kernels/augment.cu"
 IMAGE = "kernels/image.cu"
 STAGE = "kernels/stage.cu"
+STEM = "kernels/stem.cu"
+HEAD = "kernels/head.cu"
+LOSS_ROW = "kernels/loss.cuh"
 STAGE_BACKWARD = "kernels/stage_backward.cu"
 STAGE_WEIGHTS = "kernels/stage_weights.cu"
 STAGE_COMMON = "kernels/stage.cuh"
@@ -36,6 +39,7 @@ CUDA_PARTS = "src/backend/cuda_parts.c"
 CUDA_NORM = "src/backend/cuda_norm.c"
 CUDA_TABLES = "src/backend/cuda_tables.c"
 CUDA_STAGE = "src/backend/cuda_stage.c"
+CUDA_HEAD = "src/backend/cuda_head.c"
 CUDA_PLAN = "src/backend/cuda_plan.c"
 STEP = "src/engine/step.c"
 EXECUTOR = "src/engine/executor.c"
@@ -67,10 +71,6 @@ MUTATIONS = [
      "forward: rows beyond the image are written", "kernels_conv"),
     (CONV_DIRECT, "if (ow >= s.out_width) break;", "if (ow > s.out_width) break;",
      "forward: a column too many is written", "kernels_conv"),
-    (CONV_DIRECT, "store_mask(e.mask, at / 8, bits);", "store_mask(e.mask, at / 16, bits);",
-     "forward: the mask's place", "kernels_conv"),
-    (CONV_DIRECT, "load8(r + at, v);", "load8(r + at - (p ? s.out_channels : 0), v);",
-     "forward: the residual of the pixel to the left", "kernels_conv"),
     (CONV_DIRECT, "load4(image + ((size_t)h * width + w) * channels + ci, v);\n",
      "load4(image + ((size_t)h * width + w) * channels + ci, v);\n            else continue;\n",
      "tiles: pixels outside the image are not set to zero", "kernels_conv"),
@@ -92,7 +92,7 @@ MUTATIONS = [
     (CONV_DIRECT, "w[((size_t)co * 9 + 8 - tap) * s.in_channels + ci]",
      "w[((size_t)co * 9 + tap) * s.in_channels + ci]",
      "backward data, plain: taps not reversed", "kernels_conv"),
-    (CONV_DIRECT, "bad = bad || !all_finite8(z);", "", "forward: what is not finite is not flagged", "kernels_conv"),
+    (CONV_DIRECT, "bad = !epilogue.finish8(sums[p], co, at, y) || bad;", "epilogue.finish8(sums[p], co, at, y);", "forward: what is not finite is not flagged", "kernels_conv"),
     # Its weight gradient.
     (CONV_WEIGHTS, BARRIER + "        load_pixels<X, CT", "load_pixels<X, CT",
      "no barrier before a tile is overwritten", "kernels_conv"),
@@ -167,7 +167,7 @@ MUTATIONS = [
      "sums of a block: no barrier between two calls", "kernels_elementwise", [EPILOGUE]),
     (DEVICE, BARRIER + "    if (threadIdx.x == 0)\n", "if (threadIdx.x == 0)\n",
      "sums of a block: no barrier before warps are added", "kernels_elementwise", [EPILOGUE]),
-    (DEVICE, "i < THREADS / 32; i++) v += warps[i]", "i < THREADS / 32 - 1; i++) v += warps[i]",
+    (DEVICE, "i < WARPS; i++) v += warps[i]", "i < WARPS - 1; i++) v += warps[i]",
      "sums of a block: the last warp is left out", "kernels_elementwise", [EPILOGUE]),
     (DEVICE, "for (int offset = 16; offset > 0; offset /= 2) v += __shfl_down_sync",
      "for (int offset = 8; offset > 0; offset /= 2) v += __shfl_down_sync",
@@ -185,6 +185,57 @@ MUTATIONS = [
      "ReLU loses NaN", "kernels_conv", [CONV_DIRECT]),
     (DEVICE, "(unsigned)__bfloat16_as_ushort(__float2bfloat16(b)) << 16",
      "(__float_as_uint(b) & 0xffff0000u)", "bf16: truncated instead of rounded", "kernels_elementwise", [CONVERT]),
+    (DEVICE, "store_mask(e.mask, at / 8, bits);", "store_mask(e.mask, at / 16, bits);",
+     "epilogue of a pixel: the mask's place", "kernels_conv", [CONV_DIRECT]),
+    (DEVICE, "load8(r + at, v);", "load8(r + at - (at > 99 ? 8 : 0), v);", "epilogue of a pixel: another residual",
+     "kernels_conv", [CONV_DIRECT]),
+    (DEVICE, "upper ? v[j + half] : v[j], other", "upper ? v[j] : v[j + half], other",
+     "eight sums of a warp: halves are exchanged", "kernels_stem", [STEM]),
+    # The first convolution.
+    (STEM, BARRIER + "    const epilogue_of<Y> epilogue(e);", "const epilogue_of<Y> epilogue(e);",
+     "forward: no barrier before the tile is read", "kernels_stem"),
+    (STEM, BARRIER + "        load_pixels<C, PITCH, BLOCK>", "load_pixels<C, PITCH, BLOCK>",
+     "backward: no barrier before a tile is overwritten", "kernels_stem"),
+    (STEM, BARRIER + "        if (works)\n", "if (works)\n", "backward: no barrier before a tile is read", "kernels_stem"),
+    (STEM, "h >= 0 && h < s.in_height && at >= 0 && at < row_floats", "h >= 0 && h < s.in_height",
+     "tiles: pixels left and right are those of other rows", "kernels_stem"),
+    (STEM, "if (v >= s.out_width) break;", "if (v > s.out_width) break;", "forward: a column too many", "kernels_stem"),
+    (STEM, "if (h >= s.out_height) break;", "", "forward: rows beyond the image are written", "kernels_stem"),
+    (STEM, "finite = finite && is_finite(v);", "finite = finite && (i % PITCH < 100 ? is_finite(v) : true);",
+     "the last pixels of a row are not looked at", "kernels_stem"),
+    (STEM, "sums[1] += v[j];\n", "if (bits >> j & 1) sums[1] += v[j];\n", "the sum of dL/dy is that behind the mask",
+     "kernels_stem"),
+    (STEM, "first = index * share + min(index, more)", "first = index * share", "backward: shares overlap", "kernels_stem"),
+    (STEM, "window[kh][0] = window[kh][1];\n", "", "backward: the first tap of a row stays", "kernels_stem"),
+    (STEM, "totals[blocks + block] = dy_total;", "totals[block + 1] = dy_total;", "backward: sums on top of each other",
+     "kernels_stem"),
+    (BATCH, "!run->batch->raw && !tn_executor_checks_images(e->executor)", "false",
+     "images that no layer looks at are not looked at", "cuda_device"),
+    (CUDA_CONV, "made ? NULL : mask_of(plan, a), leave_weights", "NULL, leave_weights", "stem: backward without the mask",
+     "cuda_engine"),
+    (CUDA_CONV, "made ? (tn_parts){.part = {a->dz}, .count = 1} : tn_cuda_parts(a)", "tn_cuda_parts(a)",
+     "stem: a gradient that a gate has made is not found", "cuda_engine"),
+    (CUDA_CONV, "plan->method == STEM ? tn_stem_sum_parts(&plan->shape)", "plan->method == STEM ? 1",
+     "stem: not all parts of the sums are added", "cuda_engine"),
+    (CUDA_CONV, "a->x_nonfinite, cuda->stream", "NULL, cuda->stream", "stem: images are not looked at", "cuda_device"),
+    # The head.
+    (HEAD, BARRIER + "    for (int c = threadIdx.x; c < channels; c += THREADS) {",
+     "for (int c = threadIdx.x; c < channels; c += THREADS) {", "no barrier before sums of rows are added",
+     "kernels_head"),
+    (HEAD, "if (!dx) return;\n    " + BARRIER, "if (!dx) return;\n", "no barrier before slopes are read", "kernels_head"),
+    (HEAD, "for (int k = 1; k < lanes; k++) sum", "for (int k = 1; k < lanes - 1; k++) sum", "pool: pixels are left out",
+     "kernels_head"),
+    (HEAD, "factor * slopes[channel + j]", "slopes[channel + j]", "the pool's gradient is not divided", "kernels_head"),
+    (HEAD, "if (dx) rows.pooled[", "if (dx && !row) rows.pooled[", "only the first row is kept for dw", "kernels_head"),
+    (HEAD, "raise_flag(flags[1], !is_finite(v));\n", "", "logits are not looked at", "kernels_head"),
+    (HEAD, "k < s.classes && row < s.rows; row += WARPS)\n            sum",
+     "k < s.classes && row < s.rows - 1; row += WARPS)\n            sum",
+     "the last row is not in the bias's gradient", "kernels_head"),
+    (HEAD, "g.weights[i] = sum + (g.add ? g.weights[i] : 0.0f);", "g.weights[i] = sum;", "dw is never added to",
+     "kernels_head"),
+    (CUDA_HEAD, ".add = a->chunk > 0", ".add = false", "head: gradients of the last chunk alone", "cuda_engine"),
+    (CUDA_HEAD, ".c = tn_cuda_c(plan->cuda, plan->linear),", "", "head: the linear layer's scalar bias", "cuda_engine"),
+    (CUDA_PLAN, "readers(m, pool->output) == 1 &&", "", "head: what others read is not made", "cuda_plan"),
     # Epilogues and sums.
     (EPILOGUE, "if (!(bits >> j & 1)) v[j] = 0.0f;", "if (bits >> j & 1) v[j] = 0.0f;",
      "backward: the mask inverted", "kernels_elementwise"),
@@ -253,16 +304,17 @@ MUTATIONS = [
     (IM2COL, "if (oh >= s.out_height || ow >= s.out_width) continue;", "if (ow >= s.out_width) continue;",
      "col2im: columns beyond the last row", "kernels_elementwise"),
     # Loss.
-    (LOSS, "    __syncwarp(); /* every lane has read the label's score; another may overwrite it now */\n", "",
-     "the label's score is overwritten while lanes read it", "kernels_training"),
-    (LOSS, "k < label ? v >= score", "k < label ? v > score", "rank: ties go to the larger index", "kernels_training"),
-    (LOSS, "for (int k = lane; dx && !gradient && k < classes; k += 32) row_dx[k] = from_float<T>(0.0f);\n", "\n",
-     "gradient of a row without weight is not set", "kernels_training"),
-    (LOSS, "weight * (mass * p - (double)target[k])", "weight * (p - (double)target[k])",
-     "targets that do not add up to 1", "kernels_training"),
-    (LOSS, "for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync",
+    (LOSS_ROW, "    __syncwarp(); /* every lane has read the label's score; another may overwrite it now */\n", "",
+     "the label's score is overwritten while lanes read it", "kernels_training", [LOSS]),
+    (LOSS_ROW, "k < label ? v >= score", "k < label ? v > score", "rank: ties go to the larger index",
+     "kernels_training", [LOSS]),
+    (LOSS_ROW, "for (int k = lane; dx && !gradient && k < classes; k += 32) dx[k] = from_float<T>(0.0f);\n", "\n",
+     "gradient of a row without weight is not set", "kernels_training", [LOSS]),
+    (LOSS_ROW, "weight * (mass * p - (double)target[k])", "weight * (p - (double)target[k])",
+     "targets that do not add up to 1", "kernels_training", [LOSS]),
+    (LOSS_ROW, "for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync",
      "for (int offset = 16; offset > 1; offset /= 2) v += __shfl_xor_sync", "sums over every other lane",
-     "kernels_training"),
+     "kernels_training", [LOSS]),
     # Optimizer.
     (OPTIMIZER, "first + TN_PIECE < w.count ? first + TN_PIECE : w.count;", "first + TN_PIECE;",
      "finish: elements beyond the end", "kernels_training"),

@@ -57,7 +57,7 @@ $(patsubst %,$(BUILD)/simt/$(1)/%,$(filter test_cuda_%,$(SIMT_TESTS))): $(BUILD)
 	g++ -g -fopenmp -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(filter-out -lnccl,$(LDLIBS)) $(SIMT_TEST_LIBS) $(SIMT_LIBS)
 endef
 # Programs that count (count_step.c, targets.c): the instrumented build alone, with what launchers are asked for noted.
-SIMT_WRAPPED := $(foreach f,forward backward_data backward_weights,-Wl,--wrap=tn_launch_conv3x3_$(f))
+SIMT_WRAPPED := $(foreach f,conv3x3_forward conv3x3_backward_data conv3x3_backward_weights stem_forward stem_backward,-Wl,--wrap=tn_launch_$(f))
 SIMT_COUNTING := $(patsubst %,$(BUILD)/simt/check/$(SIMT_DIR)/%.o,counted_step expected_flops least_traffic) \
     $(SIMT_BACKEND:%=$(BUILD)/simt/check/%) $(BUILD)/simt/check/libtested.a $(BUILD)/libtaunet.a $(BUILD)/simt/check/libsimt.a
 $(BUILD)/simt/check/count_step $(BUILD)/simt/check/targets: $(BUILD)/simt/check/%: $(BUILD)/simt/check/$(SIMT_DIR)/%.o $(SIMT_COUNTING)

@@ -28,7 +28,7 @@ static int staged(const tn_cuda_arch *arch, tn_precision precision, const tn_mod
     for (int i = 0, count; i < m->node_count; i += count) {
         tn_cuda_choice c = tn_cuda_choose(arch, precision, m, i, rows);
         count = tn_cuda_choice_span(&c);
-        if (count == 1) continue;
+        if (count == 1 || c.way == TN_CUDA_HEAD) continue;
         assert_int_equal(c.way, TN_CUDA_STAGE);
         assert_int_equal(c.nodes, count);
         nodes += count;
@@ -180,6 +180,63 @@ static void test_cost_of_convolutions(void **unused) {
     tn_model_free(m);
 }
 
+/* The first convolution is one kernel each way wherever it is 3x3 on images of few channels: 128 images of
+ * 32x32x3 floats, 4 MiB of output and its mask, read or written in each, parts written and read. */
+static void test_first_convolution(void **unused) {
+    static const struct {
+        const char *model, *variant;
+        tn_precision precision;
+        bool stem;
+    } cases[] = {{"resnet20", "tau", TN_PRECISION_FP32, true},
+                 {"resnet20", "tau", TN_PRECISION_TF32, true},
+                 {"resnet20", "bn", TN_PRECISION_BF16, true},
+                 {"resnet20", "tau", TN_PRECISION_BF16, true},
+                 {"resnet50", "tau", TN_PRECISION_BF16, false}};
+    const double image = 128.0 * 32 * 32 * 3 * 4, unit = 128.0 * 32 * 32 * 16 * 2,
+                 parts = 256.0 * (27 * 16 * 4 + 2 * 8);
+    (void)unused;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        tn_model *m = network(cases[i].model, cases[i].variant);
+        tn_cuda_choice c = tn_cuda_choose(tn_cuda_arch_named("sm_90"), cases[i].precision, m, 0, 128);
+        assert_int_equal(c.way, cases[i].stem ? TN_CUDA_CONV : TN_CUDA_CUBLAS);
+        if (cases[i].stem) assert_int_equal(c.cost[c.way].launches, 2);
+        if (i == 3) assert_true(fabs(c.cost[c.way].bytes - 2 * (image + unit + unit / 16 + parts)) < 1);
+        tn_model_free(m);
+    }
+}
+
+/* Average pool, linear layer and loss are one where they are narrow, in every precision. */
+static void test_head(void **unused) {
+    static const struct {
+        const char *model, *variant;
+        tn_precision precision;
+        bool head;
+    } cases[] = {{"resnet20", "tau", TN_PRECISION_FP32, true},
+                 {"resnet110", "bn", TN_PRECISION_BF16, true},
+                 {"resnet20", "tau", TN_PRECISION_BF16, true},
+                 {"resnet50", "tau", TN_PRECISION_BF16, false}};
+    (void)unused;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        tn_model *m = network(cases[i].model, cases[i].variant);
+        const int pool = m->node_count - 3;
+        tn_cuda_choice c = tn_cuda_choose(tn_cuda_arch_named("sm_80"), cases[i].precision, m, pool, 128);
+        assert_int_equal(c.way, cases[i].head ? TN_CUDA_HEAD : TN_CUDA_OTHER);
+        assert_int_equal(tn_cuda_choice_span(&c), cases[i].head ? 3 : 1);
+        if (cases[i].head) {
+            assert_int_equal(c.cost[TN_CUDA_HEAD].launches, 2);
+            assert_true(c.cost[TN_CUDA_HEAD].seconds < c.cost[TN_CUDA_CUBLAS].seconds);
+        }
+        /* x and its gradient, and twice what is kept of an image and the weights. */
+        double wanted = 2 * 128.0 * 8 * 8 * 64 * 2 + 2 * (128 * (74 * 4 + 8.0) + 640 * 4);
+        if (i == 2) assert_true(fabs(c.cost[TN_CUDA_HEAD].bytes - wanted) < 1);
+        /* A second reader of the pool's output. */
+        if (i == 2) m->nodes[pool + 1].residual = m->nodes[pool].output;
+        c = tn_cuda_choose(tn_cuda_arch_named("sm_80"), cases[i].precision, m, pool, 128);
+        if (i == 2) assert_int_equal(tn_cuda_choice_span(&c), 1);
+        tn_model_free(m);
+    }
+}
+
 static void test_explain(void **unused) {
     tn_model *m = network("resnet110", "tau");
     tn_string text = {0};
@@ -199,6 +256,8 @@ int main(void) {
                                        cmocka_unit_test(test_cost),
                                        cmocka_unit_test(test_cost_of_entry),
                                        cmocka_unit_test(test_cost_of_convolutions),
+                                       cmocka_unit_test(test_first_convolution),
+                                       cmocka_unit_test(test_head),
                                        cmocka_unit_test(test_explain)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

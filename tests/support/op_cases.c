@@ -93,16 +93,20 @@ static tn_status add_stem(const op_case *self, tn_model *model, int *x, int *car
     return tn_graph_add(model, stem, x);
 }
 
-/* Adds a linear layer over all values of x, so that every value has a gradient of its own, and the loss. */
-static tn_status finish(const op_case *self, tn_model *model, int x) {
-    tn_node fc, loss;
-    TN_TRY(linear_node(model, "fc", x, model->classes, &fc));
-    TN_TRY(add_vector(model, "fc.bias", model->classes, 0, &fc.bias));
-    TN_TRY(tn_graph_add(model, fc, &x));
-    loss = tn_node_init(TN_NODE_LOSS, "loss", x);
+static tn_status add_loss(const op_case *self, tn_model *model, int x) {
+    tn_node loss = tn_node_init(TN_NODE_LOSS, "loss", x);
     loss.loss = self->flags & SQUARED ? TN_LOSS_SQUARED : TN_LOSS_CROSS_ENTROPY;
     TN_TRY(tn_graph_add(model, loss, NULL));
     return tn_graph_finish(model);
+}
+
+/* Adds a linear layer over all values of x, so that every value has a gradient of its own, and the loss. */
+static tn_status finish(const op_case *self, tn_model *model, int x) {
+    tn_node fc;
+    TN_TRY(linear_node(model, "fc", x, model->classes, &fc));
+    TN_TRY(add_vector(model, "fc.bias", model->classes, 0, &fc.bias));
+    TN_TRY(tn_graph_add(model, fc, &x));
+    return add_loss(self, model, x);
 }
 
 static void add_term(tn_node *node, int param, float factor, bool scaled) {
@@ -245,13 +249,19 @@ static tn_status maxpool_model(const op_case *self, tn_model *model) {
     return finish(self, model, x);
 }
 
-static tn_status avgpool_model(const op_case *self, tn_model *model) {
-    int x, carry;
+/* The pool carries the bias out, the linear layer has the rest. */
+static tn_status head_model(const op_case *self, tn_model *model) {
+    int x, carry, tau = -1;
+    op_case rest = *self;
+    rest.flags &= ~CARRY_OUT;
     TN_TRY(add_stem(self, model, &x, &carry));
-    tn_node node = tn_node_init(TN_NODE_AVGPOOL, "avgpool", x);
-    if (self->flags & CARRY_OUT) TN_TRY(add_scalar(model, "carry_out", 0.25, &node.carry));
-    TN_TRY(tn_graph_add(model, node, &x));
-    return finish(self, model, x);
+    tn_node pool = tn_node_init(TN_NODE_AVGPOOL, "avgpool", x), node;
+    if (self->flags & CARRY_OUT) TN_TRY(add_scalar(model, "carry_out", 0.25, &pool.carry));
+    TN_TRY(tn_graph_add(model, pool, &x));
+    TN_TRY(linear_node(model, "fc", x, model->classes, &node));
+    if (self->flags & BIAS) TN_TRY(add_vector(model, "fc.bias", model->classes, 0, &node.bias));
+    TN_TRY(add_with_epilogue(&rest, model, node, &x, &carry, &tau));
+    return add_loss(self, model, x);
 }
 
 /* The image through one linear layer into the loss; TAU_FIXED makes the logits large. */
@@ -285,7 +295,7 @@ BUILDER(norm)
 BUILDER(subsample)
 BUILDER(append)
 BUILDER(maxpool)
-BUILDER(avgpool)
+BUILDER(head)
 BUILDER(loss)
 
 /* ---- the list ---- */
@@ -299,6 +309,13 @@ BUILDER(loss)
 static const op_case cases[] = {
     {CASE("conv3x3 image", conv, 3), SIZE(3, 16, 8, 8), K3, .flags = DIRECT},
     {CASE("conv3x3 image 1 channel relu", conv, 2), SIZE(1, 8, 7, 6), K3, .flags = DIRECT | RELU},
+    {CASE("conv3x3 image with all", conv, 3), SIZE(3, 24, 9, 34), K3,
+     .flags = DIRECT | BIAS | BRACKET | TAU | RELU | CARRY_OUT},
+    {CASE("conv3x3 image 4 channels", conv, 2), SIZE(4, 64, 5, 6), K3, .flags = DIRECT | TAU | BIAS},
+    {CASE("conv3x3 image 2 channels carry out", conv, 3), SIZE(2, 8, 5, 3), K3, .flags = DIRECT | CARRY_OUT},
+    {CASE("conv3x3 image frozen", conv, 2), SIZE(3, 8, 5, 5), K3, .flags = DIRECT | FROZEN | BIAS | RELU},
+    {CASE("conv3x3 image of a projection", conv, 2), SIZE(3, 8, 5, 4), K3,
+     .flags = DIRECT | PROJECTION | BIAS | RELU},
     {CASE("conv3x3", conv, 3), SIZE(8, 8, 6, 6), K3},
     {CASE("conv3x3 16", conv, 2), SIZE(16, 16, 6, 5), K3, .flags = RELU},
     {CASE("conv3x3 32", conv, 2), SIZE(32, 32, 4, 4), K3, .flags = RELU},
@@ -409,9 +426,15 @@ static const op_case cases[] = {
     {CASE("maxpool 3x3/2 odd", maxpool, 3), SIZE(5, 5, 7, 5), .kernel = 3, .stride = 2, .padding = 1,
      .flags = CARRY_IN},
     {CASE("maxpool 2x2/2", maxpool, 3), SIZE(16, 16, 5, 4), .kernel = 2, .stride = 2},
-    {CASE("avgpool", avgpool, 3), SIZE(16, 16, 8, 8)},
-    {CASE("avgpool carry", avgpool, 3), SIZE(8, 8, 5, 3), .flags = CARRY_IN | CARRY_OUT},
-    {CASE("avgpool 1 pixel", avgpool, 3), SIZE(32, 32, 1, 1), .flags = CARRY_OUT},
+    {CASE("avgpool", head, 3), SIZE(16, 0, 8, 8), .flags = BIAS},
+    {CASE("avgpool carry", head, 3), SIZE(8, 0, 5, 3), .flags = BIAS | CARRY_IN | CARRY_OUT},
+    {CASE("avgpool 1 pixel", head, 3), SIZE(32, 0, 1, 1), .flags = CARRY_OUT},
+    {CASE("avgpool 13", head, 3), SIZE(13, 0, 3, 3), .classes = 4, .flags = BIAS | CARRY_OUT},
+    {CASE("head", head, 5), SIZE(16, 0, 5, 3), .classes = 10, .flags = BIAS | UNEVEN},
+    {CASE("head with all", head, 4), SIZE(64, 0, 4, 4), .classes = 33,
+     .flags = CARRY_IN | BIAS | BRACKET | TAU | CARRY_OUT},
+    {CASE("head squared", head, 3), SIZE(24, 0, 3, 3), .classes = 3, .flags = SQUARED | UNEVEN | TAU_FIXED},
+    {CASE("head relu", head, 3), SIZE(16, 0, 3, 3), .classes = 6, .flags = BIAS | RELU | CARRY_OUT},
 
     {CASE("cross-entropy hard", loss, 4), SIZE(0, 0, 3, 3), .classes = 10, .flags = HARD},
     {CASE("cross-entropy soft", loss, 4), SIZE(0, 0, 3, 3), .classes = 10},
