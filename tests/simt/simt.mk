@@ -95,7 +95,7 @@ simt-test: need-build+test+simt ## run kernels and backend on the SIMT machine, 
 simt-targets: $(BUILD)/simt/check/targets ## what the kernels of the tau block may cost, asserted on the counters
 	@SIMT_DEVICE=sm_90 $(BUILD)/simt/check/targets
 
-# Every test must notice its share of the faults of mutations.py: half an hour or less, not for every commit.
+# Every test must notice its share of the faults of mutations.py: ten minutes of processor time, not for every commit.
 simt-mutations: need-build+test+simt ## plant faults in the kernels and see that the tests catch them
 	@$(MAKE) --no-print-directory $(SIMT_JOBS) simt-tests
 	@$(SIMT_DIR)/mutate.py $(BUILD)
