@@ -104,7 +104,6 @@ static tn_status train(tn_comm *comm, const training *t, const tn_model *model, 
                                .micro_batch = t->micro_batch,
                                .max_batch = ROWS,
                                .sync_bn = t->sync_bn,
-                               .precision = t->precision,
                                .comm = comm,
                                .training = true};
     tn_sgd sgd = {.lr = 0.05, .momentum = 0.9, .weight_decay = 1e-4, .scalar_lr = 0.1};
