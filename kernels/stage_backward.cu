@@ -45,7 +45,7 @@ template <int C, typename S> struct backward_state {
     unsigned char *shared;
     int images, convs;
     bool entry;
-    size_t tensor, begin; /* elements of a tensor, of it before the block's images */
+    unsigned tensor, begin; /* elements of a tensor, of it before the block's images */
     bf16 *outer, *branch, *input;
     float *exact; /* WIDE: dz of the stream, beside `outer` */
     float dy_sum, dz_sum;
@@ -56,8 +56,8 @@ template <int C, typename S> struct backward_state {
         images = min(g.images, g.rows - first);
         convs = 2 * g.blocks;
         entry = C > 16 && g.entry();
-        tensor = (size_t)g.rows * g.pixels() * C;
-        begin = (size_t)first * g.pixels() * C;
+        tensor = (unsigned)(g.rows * g.pixels() * C);
+        begin = (unsigned)(first * g.pixels() * C);
         outer = reinterpret_cast<bf16 *>(shared);
         branch = outer + at.plane_bytes / 2;
         input = branch + at.plane_bytes / 2;
@@ -82,11 +82,15 @@ template <int C, typename S> struct backward_state {
         else
             fetch_images<C, C>(g, images, images, stream_of<S>(a, conv, tensor) + begin, input);
     }
+    /* Where the block's images begin in the tensor of conv `conv`, in elements. */
+    __device__ __forceinline__ size_t begin_of(int conv) const {
+        return (size_t)conv * tensor + begin;
+    }
     __device__ __forceinline__ unsigned char *mask_of(int conv) const {
         return shared + at.masks_at + conv % 2 * at.mask_bytes;
     }
     __device__ __forceinline__ void fetch_mask(const stage_backward_arguments &a, int conv) const {
-        const unsigned char *from = a.masks + (conv * tensor + begin) / 8;
+        const unsigned char *from = a.masks + begin_of(conv) / 8;
         for (int i = threadIdx.x; i < images * g.pixels() * (C / 8) / 8; i += STAGE_THREADS)
             __pipeline_memcpy_async(mask_of(conv) + 8 * i, from + 8 * i, 8);
     }
@@ -127,11 +131,11 @@ __device__ __forceinline__ void begin_backward(backward_state<C, S> &s, const st
     const int last = s.convs - 1;
     for (int i = threadIdx.x; i < s.images * s.g.pixels() * (C / 8); i += STAGE_THREADS) {
         float v[8];
-        load_parts<S>(dy, (unsigned)s.begin + 8 * i, (unsigned)s.tensor, v);
-        s.apply_mask(a.masks[(last * s.tensor + s.begin) / 8 + i], v);
+        load_parts<S>(dy, s.begin + 8 * i, s.tensor, v);
+        s.apply_mask(a.masks[s.begin_of(last) / 8 + i], v);
         store8(s.outer + place_of(s.g, position_of(s.g, i / (C / 8)), i % (C / 8) * 8), v);
         if (s.WIDE) store8(s.exact + i / (C / 8) * EXACT_LD(C) + i % (C / 8) * 8, v);
-        if (a.dz) store8(a.dz + last * s.tensor + s.begin + 8 * i, v);
+        if (C > 16) store8(a.dz + s.begin_of(last) + 8 * i, v);
     }
     s.add_lanes(last);
 }
@@ -156,7 +160,7 @@ __device__ __forceinline__ void backward_entry(backward_state<C, S> &s, const st
                                                bf16 *slabs, int step, float *results, const short *pixel_of) {
     typedef stage_tiling<C> t;
     stage_sums sums[2][entry_tiling<C>::MT];
-    S *dx = static_cast<S *>(a.dx) + s.begin / s.g.pixels() * s.g.in_pixels() / 2;
+    const unsigned first = blockIdx.x * s.g.images * s.g.in_pixels() * (C / 2); /* element of dx */
 #pragma unroll 1
     for (int slab = 0; slab < 2 * t::SLABS; slab++, step++) {
         const int odd = slab / t::SLABS;
@@ -180,7 +184,7 @@ __device__ __forceinline__ void backward_entry(backward_state<C, S> &s, const st
                              s.dz_sum += r[j];
                              v[j] += r[j];
                          }
-                         store8(dx + at * (C / 2) + channel, v);
+                         store8(static_cast<S *>(a.dx) + first + at * (C / 2) + channel, v);
                      });
     }
     s.dy_sum = s.dz_sum; /* of the shortcut: it has no ReLU */
@@ -189,8 +193,9 @@ __device__ __forceinline__ void backward_entry(backward_state<C, S> &s, const st
     s.write_total(s.convs, a.shortcut_parts);
 }
 
+/* One block on a multiprocessor where shared memory has no room for two, or hardly: streams in float32. */
 template <int C, typename S>
-static __global__ void __launch_bounds__(STAGE_THREADS, C == 16 ? 1 : 2)
+static __global__ void __launch_bounds__(STAGE_THREADS, C == 16 || sizeof(S) == 4 ? 1 : 2)
     stage_backward(stage_geometry g, stage_backward_arguments a, tn_parts dy) {
     typedef stage_tiling<C> t;
     constexpr bool WEIGHTS = C == 16;
@@ -212,6 +217,7 @@ static __global__ void __launch_bounds__(STAGE_THREADS, C == 16 ? 1 : 2)
     begin_backward<C, S>(s, a, dy);
 
     const int steps = (s.convs - s.entry) * t::SLABS;
+#pragma unroll 1
     for (int step = 0; step < steps; step++) {
         const int conv = last - step / t::SLABS, slab = step % t::SLABS;
         const bf16 *dz = conv % 2 ? s.outer : s.branch;
@@ -230,8 +236,6 @@ static __global__ void __launch_bounds__(STAGE_THREADS, C == 16 ? 1 : 2)
 
         bf16 *output = conv % 2 ? s.branch : s.outer;
         const unsigned char *bits = s.mask_of(conv - 1);
-        bf16 *to = conv > 0 && a.dz ? a.dz + (conv - 1) * s.tensor : NULL;
-        S *dx = static_cast<S *>(a.dx);
         const bool joins =
             conv % 2 == 0; /* makes the gradient of the stream, of which `outer` holds a part */
         each_result<C>(g, pixel_of, results, sums, [&](int pixel, int place, int channel, float *v) {
@@ -241,13 +245,13 @@ static __global__ void __launch_bounds__(STAGE_THREADS, C == 16 ? 1 : 2)
 #pragma unroll
             for (int j = 0; j < 8; j++) v[j] += r[j];
             if (conv == 0) {
-                store8(dx + s.begin + pixel * C + channel, v);
+                store8(static_cast<S *>(a.dx) + s.begin + pixel * C + channel, v);
                 return;
             }
             s.apply_mask(bits[(pixel * C + channel) / 8], v);
             store8(output + place, v);
             if (joins && s.WIDE) store8(here, v);
-            if (to) store8(to + s.begin + pixel * C + channel, v);
+            if (C > 16) store8(a.dz + s.begin_of(conv - 1) + pixel * C + channel, v);
         });
         if (conv > 0) s.add_lanes(conv - 1);
     }

@@ -107,7 +107,7 @@ __device__ __forceinline__ void multiply_back(const stage_geometry &g, int odd, 
     const int warp = threadIdx.x / 32, row_warp = warp % t::ROW_WARPS, n0 = warp / t::ROW_WARPS;
 #pragma unroll 1
     for (int kh = 1 - odd; kh < 3; kh += 2)
-#pragma unroll
+#pragma unroll 1 /* the tiles of both turns at once are more registers than there are */
         for (int behind = 0; behind < 2;
              behind++) { /* tiles of dz are loaded once for all taps so far behind */
             const bf16 *from = plane + ((1 + before(kh)) * g.pitch + 1 + behind) * 16;
