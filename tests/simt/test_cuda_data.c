@@ -236,7 +236,7 @@ static void test_steps(void **unused) {
 static void test_floats_behind_bytes(void **unused) {
     (void)unused;
     if (small()) skip();
-    tn_dataset *dataset = open_data("synthetic:3x8x7:4:20", 0, 0);
+    tn_dataset *dataset = open_data("synthetic:5x8x7:4:20", 0, 0); /* no stem, which looks at all */
     tn_dataset_info info = tn_dataset_describe(dataset);
     tn_model *model = network(&info);
     op_data data = op_data_draw(model, BATCH, 5, false, true);
