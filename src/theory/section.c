@@ -7,9 +7,9 @@
 
 static const char style[] =
     "<style>.tn-theory{font:15px/1.5 system-ui,sans-serif;max-width:1260px;margin:1em auto;padding:0 1em}"
-    ".tn-theory table{border-collapse:collapse;margin:1em 0}"
+    ".tn-theory table{display:block;overflow-x:auto;border-collapse:collapse;margin:1em 0}"
     ".tn-theory th,.tn-theory td{border-bottom:1px solid #8886;padding:.3em .8em .3em 0;text-align:left;"
-    "vertical-align:top}"
+    "vertical-align:top;white-space:normal}"
     ".tn-theory .holds{color:#2f9e5f}.tn-theory .fails{color:#cf4436}.tn-theory .open{color:#a88b1f}"
     ".tn-theory .verdict{white-space:nowrap;font-weight:600}"
     ".tn-theory figure{margin:1.5em 0;overflow-x:auto}.tn-theory figcaption{font-size:14px;opacity:.85}"

@@ -2,6 +2,7 @@
 import html.parser
 import os
 import pathlib
+import re
 import shutil
 import struct
 import subprocess
@@ -70,16 +71,22 @@ def read_png(path):
     return width, height, rows, step
 
 
+def browse(page, width, height, *flags):
+    """What Chromium prints of a page in a window of that size."""
+    with tempfile.TemporaryDirectory(prefix="taunet-e2e-") as profile:
+        return subprocess.run([CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+                               "--force-device-scale-factor=1", f"--user-data-dir={profile}",
+                               f"--window-size={width},{height}", *flags, page.as_uri()],
+                              check=True, timeout=TIMEOUT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+
+
 class Screen:
     """A page as Chromium shows it."""
 
     def __init__(self, page, width, height, *flags):
         with tempfile.TemporaryDirectory(prefix="taunet-e2e-") as folder:
             shot = os.path.join(folder, "shot.png")
-            subprocess.run([CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                            "--force-device-scale-factor=1", f"--user-data-dir={folder}/profile",
-                            f"--window-size={width},{height}", f"--screenshot={shot}", *flags, page.as_uri()],
-                           check=True, timeout=TIMEOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            browse(page, width, height, f"--screenshot={shot}", *flags)
             self.width, self.height, self.rows, self.step = read_png(shot)
 
     def pixel(self, x, y):
@@ -147,6 +154,19 @@ class Report(Case):
         self.succeed("report", run)
         (run / "probes.csv").write_text("epoch,step,block,layer,output_norm,gradient_norm\n0,1,2,x,1\n")
         self.refuse(1, "probes.csv:2", "report", run)
+
+    @unittest.skipUnless(CHROMIUM, "no Chromium here: tools/deps install browser")
+    def test_the_page_is_no_wider_than_the_window(self):
+        runs = self.make_runs()
+        self.succeed("theory", "forward", "--width", 8, "--depths", "4,6", "--trials", 2, "--out", runs / "theory")
+        self.succeed("report", runs)
+        page = self.base / "measured.html"
+        page.write_text((runs / "report.html").read_text().replace(
+            "</body>", "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"))
+        for width in (500, 1300):  # 500 is the least that headless Chromium makes
+            needed, there = re.search(r"<title>(\d+) of (\d+)</title>", browse(page, width, 900, "--dump-dom")).groups()
+            self.assertLessEqual(int(needed), int(there))
+            self.assertEqual(int(there), width)
 
     @unittest.skipUnless(CHROMIUM, "no Chromium here: tools/deps install browser")
     def test_curves_are_drawn_shown_and_hidden(self):
