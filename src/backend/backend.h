@@ -177,9 +177,10 @@ typedef struct tn_backend_ops {
 
     /* What follows is for asynchronous backends; NULL elsewhere. */
 
-    /* Takes the plans of all nodes of the model, in their order, and what the calls below read and set. */
+    /* Takes the plans of all nodes of the model, in their order, and what the calls below read and set.
+     * *held_bytes: what the backend itself holds of its memory then, beside plans and what `alloc` gave. */
     tn_status (*prepare)(tn_backend *backend, const tn_model *model, tn_plan *const *plans,
-                         const tn_flat *flat, const tn_step_memory *memory);
+                         const tn_flat *flat, const tn_step_memory *memory, size_t *held_bytes);
     /* What pack of nodes does, for all nodes. */
     tn_status (*pack_all)(tn_backend *backend);
     /* What collect of nodes has to do, for all nodes, then scalar_gradients, then `any` of all flags. */

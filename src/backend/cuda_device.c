@@ -91,13 +91,16 @@ static void cuda_close(tn_backend *backend) {
     tn_free(cuda);
 }
 
-/* A fixed workspace: recorded graphs keep using it. Sizes as cuBLAS's documentation recommends. */
-static tn_status give_workspace(tn_cuda *cuda) {
+/* Fixed workspaces: recorded graphs keep using them. Sizes as cuBLAS's documentation recommends. */
+static tn_status give_workspaces(tn_cuda *cuda) {
     int major = 0;
     TN_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, cuda->device));
     size_t bytes = (size_t)(major >= 9 ? 32 : 4) << 20;
     TN_TRY(tn_cuda_alloc(&cuda->head, &cuda->blas_workspace, bytes, "workspace of cuBLAS"));
     TN_CUBLAS(cublasSetWorkspace(cuda->blas, cuda->blas_workspace, bytes));
+    const size_t sum_bytes = TN_SUM_WORKSPACE + sizeof(double);
+    TN_TRY(tn_cuda_alloc(&cuda->head, &cuda->sum_workspace, sum_bytes, "workspace"));
+    cuda->workspace_bytes = bytes + sum_bytes;
     return TN_OK;
 }
 
@@ -118,11 +121,10 @@ static tn_status start(tn_cuda *cuda) {
     TN_CUDA(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking));
     TN_CUBLAS(cublasCreate(&cuda->blas));
     TN_CUBLAS(cublasSetStream(cuda->blas, cuda->stream));
-    TN_TRY(give_workspace(cuda));
+    TN_TRY(give_workspaces(cuda));
     TN_TRY(find_arch(cuda));
     TN_CUBLAS(cublasSetMathMode(cuda->blas, cuda->precision == TN_PRECISION_TF32 ? CUBLAS_TF32_TENSOR_OP_MATH
                                                                                  : CUBLAS_DEFAULT_MATH));
-    TN_TRY(tn_cuda_alloc(&cuda->head, &cuda->sum_workspace, TN_SUM_WORKSPACE + sizeof(double), "workspace"));
     for (int i = 0; i < TN_FETCH_SLOTS; i++)
         TN_CUDA(cudaEventCreateWithFlags(&cuda->fetches[i].arrived, cudaEventDisableTiming));
     return tn_cuda_staging_open(&cuda->stage, cuda->stream);

@@ -54,6 +54,7 @@ typedef struct tn_cuda_tables {
     const float *rates;
     void *memories[TN_CUDA_MEMORIES]; /* all that must be freed */
     int memory_count;
+    size_t bytes;
 } tn_cuda_tables;
 
 typedef struct tn_cuda {
@@ -63,6 +64,7 @@ typedef struct tn_cuda {
     cudaStream_t stream;
     cublasHandle_t blas;
     void *blas_workspace, *sum_workspace; /* sum_workspace ends with one double for the sum */
+    size_t workspace_bytes;               /* of both */
     tn_cuda_staging stage;
     struct tn_cuda_images *images; /* cuda_images.c */
     tn_cuda_fetch fetches[TN_FETCH_SLOTS];
@@ -148,7 +150,7 @@ tn_merge_item tn_cuda_sums_item(const tn_plan *plan, const tn_flat *flat, int co
 
 /* cuda_tables.c: what is done for a whole model at once. */
 tn_status tn_cuda_prepare(tn_backend *backend, const tn_model *model, tn_plan *const *plans,
-                          const tn_flat *flat, const tn_step_memory *memory);
+                          const tn_flat *flat, const tn_step_memory *memory, size_t *held_bytes);
 tn_status tn_cuda_pack_all(tn_backend *backend);
 tn_status tn_cuda_finish_all(tn_backend *backend);
 tn_status tn_cuda_update_all(tn_backend *backend, float mu, float decay);

@@ -81,6 +81,7 @@ static tn_status reserve(tn_cuda *cuda, void *out, size_t bytes) {
     TN_ASSERT(t->memory_count < TN_CUDA_MEMORIES);
     TN_TRY(tn_cuda_alloc(&cuda->head, out, bytes, "tables"));
     t->memories[t->memory_count++] = *(void **)out;
+    t->bytes += bytes;
     return TN_OK;
 }
 
@@ -278,9 +279,8 @@ static tn_status make_weights(tn_cuda *cuda, const tn_model *m, tn_plan *const *
     return reserve(cuda, &u->arrived, sizeof *u->arrived);
 }
 
-tn_status tn_cuda_prepare(tn_backend *backend, const tn_model *m, tn_plan *const *plans, const tn_flat *flat,
-                          const tn_step_memory *memory) {
-    tn_cuda *cuda = tn_cuda_of(backend);
+static tn_status make_tables(tn_cuda *cuda, const tn_model *m, tn_plan *const *plans, const tn_flat *flat,
+                             const tn_step_memory *memory) {
     tn_cuda_tables *t = &cuda->tables;
     TN_TRY(reserve(cuda, &cuda->scalars, 4 * (size_t)m->node_count * sizeof(float)));
     t->update = (tn_update){.values = flat->values,
@@ -305,6 +305,14 @@ tn_status tn_cuda_prepare(tn_backend *backend, const tn_model *m, tn_plan *const
                             .stop = memory->stop};
     TN_TRY(make_gradients(cuda, m, plans, flat, memory->gradient_flags));
     return make_scalars(cuda, m);
+}
+
+tn_status tn_cuda_prepare(tn_backend *backend, const tn_model *m, tn_plan *const *plans, const tn_flat *flat,
+                          const tn_step_memory *memory, size_t *held_bytes) {
+    tn_cuda *cuda = tn_cuda_of(backend);
+    TN_TRY(make_tables(cuda, m, plans, flat, memory));
+    *held_bytes = cuda->workspace_bytes + cuda->tables.bytes + cuda->waiting.bytes;
+    return TN_OK;
 }
 
 void tn_cuda_free_tables(tn_cuda *cuda) {

@@ -173,9 +173,12 @@ tn_step_memory tn_engine_step_memory(const tn_engine *e) {
 static tn_status prepare(tn_engine *e) {
     const tn_backend_ops *ops = e->backend->ops;
     const tn_step_memory memory = tn_engine_step_memory(e);
-    return ops->prepare
-               ? ops->prepare(e->backend, e->model, tn_executor_plans(e->executor), &e->flat, &memory)
-               : TN_OK;
+    size_t held_bytes = 0;
+    if (ops->prepare)
+        TN_TRY(ops->prepare(e->backend, e->model, tn_executor_plans(e->executor), &e->flat, &memory,
+                            &held_bytes));
+    e->memory[TN_MEMORY_WORKERS] += held_bytes;
+    return TN_OK;
 }
 
 static tn_status create(tn_engine *e) {

@@ -259,6 +259,7 @@ static void plan_again(tn_engine *engine, size_t columns_bytes, size_t parts_byt
                                  .separate_layers = c->separate_layers,
                                  .training = true};
     const tn_step_memory memory = tn_engine_step_memory(engine);
+    size_t held_bytes;
     tn_executor_free(engine->executor);
     tn_cuda_free_tables(cuda);
     cuda->columns_bytes = columns_bytes;
@@ -266,7 +267,7 @@ static void plan_again(tn_engine *engine, size_t columns_bytes, size_t parts_byt
     engine->executor = NULL;
     if (tn_executor_create(engine->model, engine->backend, &config, &engine->executor) != TN_OK ||
         engine->backend->ops->prepare(engine->backend, engine->model, tn_executor_plans(engine->executor),
-                                      &engine->flat, &memory) != TN_OK)
+                                      &engine->flat, &memory, &held_bytes) != TN_OK)
         fail_msg("%s", tn_error());
     engine->packed = false;
 }
@@ -381,6 +382,31 @@ static void test_gates(void **unused) {
     check_gates("plain", TN_PRECISION_BF16);
 }
 
+/* What the plan prints is what the device holds. Drivers give memory in pieces of up to 2 MiB. */
+static void check_memory(const char *variant, tn_precision precision, bool training, size_t slack) {
+    tn_model *model = network(variant);
+    tn_engine_config config = {
+        .device = "cuda", .precision = precision, .training = training, .max_batch = ROWS};
+    tn_engine *engine;
+    size_t before, after, all;
+    assert_int_equal(cudaMemGetInfo(&before, &all), cudaSuccess);
+    if (tn_engine_create(model, &config, &engine) != TN_OK) fail_msg("%s", tn_error());
+    assert_int_equal(cudaMemGetInfo(&after, &all), cudaSuccess);
+    assert_in_range(before - after, tn_engine_bytes(engine), tn_engine_bytes(engine) + slack);
+    tn_engine_free(engine);
+    tn_model_free(model);
+}
+
+static void test_memory(void **unused) {
+    (void)unused;
+    struct cudaDeviceProp p;
+    assert_int_equal(cudaGetDeviceProperties(&p, 0), cudaSuccess);
+    const size_t slack = strstr(p.name, "SIMT") ? 0 : (size_t)256 << 20;
+    check_memory("bn", TN_PRECISION_FP32, true, slack);
+    check_memory("tau", TN_PRECISION_BF16, true, slack);
+    check_memory("tau", TN_PRECISION_BF16, false, slack);
+}
+
 /* One line with memory, compute capability and the versions of the libraries. */
 static void test_description(void **unused) {
     (void)unused;
@@ -405,6 +431,7 @@ int main(void) {
         cmocka_unit_test(test_large_copies),
         cmocka_unit_test(test_slices),
         cmocka_unit_test(test_gates),
+        cmocka_unit_test(test_memory),
         cmocka_unit_test(test_description),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
