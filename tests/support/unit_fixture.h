@@ -1,12 +1,20 @@
-/* What many unit tests share: calls that must succeed, and memory that must have been given back when a test
- * ends. To be included behind <cmocka.h>. */
+/* What many unit tests share: calls that must succeed, errors that say why, and memory that must have been
+ * given back when a test ends. To be included behind <cmocka.h>. */
 #ifndef TN_TESTS_UNIT_FIXTURE_H
 #define TN_TESTS_UNIT_FIXTURE_H
+
+#include <string.h>
 
 #include "base/memory.h"
 
 static inline void must(tn_status status) {
     if (status != TN_OK) fail_msg("%s", tn_error());
+}
+
+/* The last error is one line that says both. */
+static inline void assert_error(const char *a, const char *b) {
+    if (!strstr(tn_error(), a) || !strstr(tn_error(), b) || strchr(tn_error(), '\n'))
+        fail_msg("'%s' does not say '%s' and '%s'", tn_error(), a, b);
 }
 
 static inline size_t *unit_memory_before(void) {

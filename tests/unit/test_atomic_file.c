@@ -13,6 +13,7 @@
 #include "base/memory.h"
 #include "io/atomic_file.h"
 #include "temp_folder.h"
+#include "tests/support/unit_fixture.h"
 
 /* These take the place of the C library's functions in this program, to fail when a test wants it. */
 static int fsync_countdown, fsync_errno, close_fails, unlink_fails;
@@ -41,32 +42,23 @@ int unlinkat(int folder_fd, const char *name, int flags) {
 
 static temp_folder folder;
 static temp_path path;
-static size_t memory_before;
 
 static int setup(void **state) {
-    (void)state;
-    memory_before = tn_memory_in_use();
     folder = temp_folder_make();
     path = temp_path_of(&folder, "file.txt");
     temp_write(path.text, "old", 3);
-    return 0;
+    return unit_setup(state);
 }
 
 static int teardown(void **state) {
-    (void)state;
     temp_folder_remove(&folder);
-    return tn_memory_in_use() == memory_before ? 0 : -1;
+    return unit_teardown(state);
 }
 
 /* Nothing but the previous version is there. */
 static void assert_untouched(void) {
     assert_true(temp_holds(path.text, "old"));
     assert_int_equal(temp_count(&folder), 1);
-}
-
-static void assert_error(const char *a, const char *b) {
-    if (!strstr(tn_error(), a) || !strstr(tn_error(), b) || strchr(tn_error(), '\n'))
-        fail_msg("'%s' does not say '%s' and '%s'", tn_error(), a, b);
 }
 
 static tn_status replace(const char *target, const char *text) {
@@ -259,7 +251,7 @@ static void survives_failing_allocations(void **state) {
         tn_memory_fail_at(failures + 1);
         tn_status status = replace(path.text, "new");
         tn_memory_fail_at(0);
-        assert_int_equal(tn_memory_in_use(), memory_before);
+        assert_int_equal(tn_memory_in_use(), *unit_memory_before());
         if (status == TN_OK) break;
         assert_int_equal(status, TN_ERR_MEMORY);
         assert_untouched();

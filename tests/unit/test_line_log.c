@@ -12,6 +12,7 @@
 #include "base/memory.h"
 #include "io/line_log.h"
 #include "temp_folder.h"
+#include "tests/support/unit_fixture.h"
 
 /* These take the place of the C library's functions in this program, to count calls and to fail when wanted.
  */
@@ -48,26 +49,17 @@ ssize_t write(int fd, const void *bytes, size_t count) {
 
 static temp_folder folder;
 static temp_path path;
-static size_t memory_before;
 
 static int setup(void **state) {
-    (void)state;
     fsync_calls = fsync_fails_at = ftruncate_fails = close_fails = 0;
-    memory_before = tn_memory_in_use();
     folder = temp_folder_make();
     path = temp_path_of(&folder, "log.jsonl");
-    return 0;
+    return unit_setup(state);
 }
 
 static int teardown(void **state) {
-    (void)state;
     temp_folder_remove(&folder);
-    return tn_memory_in_use() == memory_before ? 0 : -1;
-}
-
-static void assert_error(const char *a, const char *b) {
-    if (!strstr(tn_error(), a) || !strstr(tn_error(), b) || strchr(tn_error(), '\n'))
-        fail_msg("'%s' does not say '%s' and '%s'", tn_error(), a, b);
+    return unit_teardown(state);
 }
 
 static tn_line_log *open_log(int64_t keep_bytes) {
@@ -280,7 +272,7 @@ static void survives_failing_allocations(void **state) {
         if (status == TN_OK) status = tn_line_log_append(log, "line");
         tn_memory_fail_at(0);
         assert_int_equal(tn_line_log_close(log), TN_OK);
-        assert_int_equal(tn_memory_in_use(), memory_before);
+        assert_int_equal(tn_memory_in_use(), *unit_memory_before());
         if (status == TN_OK) break;
         assert_int_equal(status, TN_ERR_MEMORY);
     }

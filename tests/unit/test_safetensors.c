@@ -8,9 +8,9 @@
 #include <errno.h>
 #include <sys/syscall.h>
 
-#include "base/memory.h"
 #include "io/safetensors.h"
 #include "temp_folder.h"
+#include "tests/support/unit_fixture.h"
 
 /* Takes the place of the C library's function in this program, to be interrupted, to give little, or to fail.
  */
@@ -27,20 +27,16 @@ ssize_t read(int fd, void *bytes, size_t count) {
 
 static temp_folder folder;
 static temp_path path;
-static size_t memory_before;
 
 static int setup(void **state) {
-    (void)state;
-    memory_before = tn_memory_in_use();
     folder = temp_folder_make();
     path = temp_path_of(&folder, "x.safetensors");
-    return 0;
+    return unit_setup(state);
 }
 
 static int teardown(void **state) {
-    (void)state;
     temp_folder_remove(&folder);
-    return tn_memory_in_use() == memory_before ? 0 : -1;
+    return unit_teardown(state);
 }
 
 /* A file in memory: the header's length, the header, and data 0, 1, 2, ... */
@@ -56,11 +52,6 @@ static file_image image_of(const char *header, size_t header_bytes, size_t data_
     memcpy(image.bytes + 8, header, header_bytes);
     for (size_t i = 0; i < data_bytes; i++) image.bytes[8 + header_bytes + i] = (unsigned char)i;
     return image;
-}
-
-static void assert_error(const char *a, const char *b) {
-    if (!strstr(tn_error(), a) || !strstr(tn_error(), b) || strchr(tn_error(), '\n'))
-        fail_msg("'%s' does not say '%s' and '%s'", tn_error(), a, b);
 }
 
 /* The bytes are refused, from memory and from a file, and the message names the source and says `reason`. */

@@ -10,28 +10,20 @@
 #include "base/memory.h"
 #include "io/safetensors.h"
 #include "temp_folder.h"
+#include "tests/support/unit_fixture.h"
 
 static temp_folder folder;
 static temp_path path;
-static size_t memory_before;
 
 static int setup(void **state) {
-    (void)state;
-    memory_before = tn_memory_in_use();
     folder = temp_folder_make();
     path = temp_path_of(&folder, "x.safetensors");
-    return 0;
+    return unit_setup(state);
 }
 
 static int teardown(void **state) {
-    (void)state;
     temp_folder_remove(&folder);
-    return tn_memory_in_use() == memory_before ? 0 : -1;
-}
-
-static void assert_error(const char *a, const char *b) {
-    if (!strstr(tn_error(), a) || !strstr(tn_error(), b) || strchr(tn_error(), '\n'))
-        fail_msg("'%s' does not say '%s' and '%s'", tn_error(), a, b);
+    return unit_teardown(state);
 }
 
 static const float weights[6] = {1.5f, -2.0f, 0.0f, 1e-30f, 3e38f, -0.0f};
@@ -226,7 +218,7 @@ static void survives_failing_allocations(void **state) {
         if (status == TN_OK) status = tn_safetensors_open(path.text, &file);
         tn_memory_fail_at(0);
         tn_safetensors_close(file);
-        assert_int_equal(tn_memory_in_use(), memory_before);
+        assert_int_equal(tn_memory_in_use(), *unit_memory_before());
         if (status == TN_OK) break;
         assert_int_equal(status, TN_ERR_MEMORY);
         assert_null(file);
@@ -242,7 +234,7 @@ static void survives_failing_allocations(void **state) {
         tn_status status = tn_safetensors_parse(bytes, count, "memory", &file);
         tn_memory_fail_at(0);
         tn_safetensors_close(file);
-        assert_int_equal(tn_memory_in_use(), memory_before);
+        assert_int_equal(tn_memory_in_use(), *unit_memory_before());
         if (status == TN_OK) break;
         assert_int_equal(status, TN_ERR_MEMORY);
     }

@@ -15,6 +15,7 @@
 #include "io/crc32c.h"
 #include "io/tfevents.h"
 #include "temp_folder.h"
+#include "tests/support/unit_fixture.h"
 
 /* Takes the place of the C library's function in this program, to fail when a test wants it. */
 static int close_fails;
@@ -28,24 +29,15 @@ int close(int fd) {
 }
 
 static temp_folder folder;
-static size_t memory_before;
 
 static int setup(void **state) {
-    (void)state;
-    memory_before = tn_memory_in_use();
     folder = temp_folder_make();
-    return 0;
+    return unit_setup(state);
 }
 
 static int teardown(void **state) {
-    (void)state;
     temp_folder_remove(&folder);
-    return tn_memory_in_use() == memory_before ? 0 : -1;
-}
-
-static void assert_error(const char *a, const char *b) {
-    if (!strstr(tn_error(), a) || !strstr(tn_error(), b) || strchr(tn_error(), '\n'))
-        fail_msg("'%s' does not say '%s' and '%s'", tn_error(), a, b);
+    return unit_teardown(state);
 }
 
 /* A decoder of its own: bit by bit for checksums, byte by byte for messages. */
@@ -486,7 +478,7 @@ static void survives_failing_allocations(void **state) {
             assert_int_equal(unlink(path.text), 0);
         }
         assert_int_equal(temp_count(&folder), 0);
-        assert_int_equal(tn_memory_in_use(), memory_before);
+        assert_int_equal(tn_memory_in_use(), *unit_memory_before());
         if (status == TN_OK) break;
         assert_int_equal(status, TN_ERR_MEMORY);
     }

@@ -13,28 +13,20 @@
 #include "io/json_text.h"
 #include "io/trace.h"
 #include "temp_folder.h"
+#include "tests/support/unit_fixture.h"
 
 static temp_folder folder;
 static temp_path path;
-static size_t memory_before;
 
 static int setup(void **state) {
-    (void)state;
-    memory_before = tn_memory_in_use();
     folder = temp_folder_make();
     path = temp_path_of(&folder, "trace.json");
-    return 0;
+    return unit_setup(state);
 }
 
 static int teardown(void **state) {
-    (void)state;
     temp_folder_remove(&folder);
-    return tn_memory_in_use() == memory_before ? 0 : -1;
-}
-
-static void assert_error(const char *a, const char *b) {
-    if (!strstr(tn_error(), a) || !strstr(tn_error(), b) || strchr(tn_error(), '\n'))
-        fail_msg("'%s' does not say '%s' and '%s'", tn_error(), a, b);
+    return unit_teardown(state);
 }
 
 static tn_trace *create(int threads, size_t events) {
@@ -240,7 +232,7 @@ static void survives_failing_allocations(void **state) {
         if (status == TN_OK) status = tn_trace_write(trace, path.text);
         tn_memory_fail_at(0);
         tn_trace_free(trace);
-        assert_int_equal(tn_memory_in_use(), memory_before);
+        assert_int_equal(tn_memory_in_use(), *unit_memory_before());
         if (status == TN_OK) break;
         assert_int_equal(status, TN_ERR_MEMORY);
         assert_int_equal(temp_count(&folder), 0);
