@@ -195,3 +195,39 @@ void check_flag(const char *what, const int *device_flag, int wanted) {
     const int *flag = host_copy(device_flag, sizeof *flag);
     if (*flag != wanted) fail_msg("%s: %s: the flag is %d, wanted %d", state.name, what, *flag, wanted);
 }
+
+tn_conv_shape conv3x3_shape(int rows, int height, int width, int in, int out, int stride) {
+    return (tn_conv_shape){.rows = rows,
+                           .in_height = height,
+                           .in_width = width,
+                           .in_channels = in,
+                           .out_height = (height - 1) / stride + 1,
+                           .out_width = (width - 1) / stride + 1,
+                           .out_channels = out,
+                           .kernel = 3,
+                           .stride = stride,
+                           .padding = 1};
+}
+
+size_t conv_inputs(const tn_conv_shape *s) {
+    return (size_t)s->rows * (size_t)s->in_height * (size_t)s->in_width * (size_t)s->in_channels;
+}
+
+size_t conv_outputs(const tn_conv_shape *s) {
+    return (size_t)s->rows * (size_t)s->out_height * (size_t)s->out_width * (size_t)s->out_channels;
+}
+
+double loss_of_row(tn_kernel_loss kind, const double *x, const double *target, int classes, double *dx) {
+    double loss = 0, sum = 0, mass = 0, largest = x[0];
+    for (int k = 0; k < classes; k++) largest = fmax(largest, x[k]);
+    for (int k = 0; k < classes; k++) {
+        sum += exp(x[k] - largest);
+        mass += target[k];
+    }
+    for (int k = 0; k < classes; k++) {
+        double log_p = x[k] - largest - log(sum), difference = x[k] - target[k];
+        loss += kind == TN_KERNEL_SQUARED ? difference * difference / 2 : -target[k] * log_p;
+        dx[k] = kind == TN_KERNEL_SQUARED ? difference : mass * exp(log_p) - target[k];
+    }
+    return loss;
+}

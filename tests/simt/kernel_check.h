@@ -53,6 +53,14 @@ void tensor_read(tensor *t);
 /* Float32 tensors as kernels take them. */
 float *floats(tensor t);
 
+/* A 3x3 convolution with padding 1, and how many values it reads and makes. */
+tn_conv_shape conv3x3_shape(int rows, int height, int width, int in, int out, int stride);
+size_t conv_inputs(const tn_conv_shape *s);
+size_t conv_outputs(const tn_conv_shape *s);
+
+/* The loss of a row of logits, and its gradient by them. */
+double loss_of_row(tn_kernel_loss kind, const double *x, const double *target, int classes, double *dx);
+
 /* Adds what a kernel left in `count` parts: a gradient of 3x3 weights, `pairs` of channels; two sums. */
 void merge_weights(const float *parts, int count, int pairs, float *dw);
 void merge_sums(const double *parts, int count, float *sums);

@@ -12,25 +12,7 @@ typedef struct conv_case {
 } conv_case;
 
 static tn_conv_shape shape_of(const conv_case *t) {
-    tn_conv_shape s = {.rows = t->rows,
-                       .in_height = t->height,
-                       .in_width = t->width,
-                       .in_channels = t->in,
-                       .out_height = (t->height - 1) / t->stride + 1,
-                       .out_width = (t->width - 1) / t->stride + 1,
-                       .out_channels = t->out,
-                       .kernel = 3,
-                       .stride = t->stride,
-                       .padding = 1};
-    return s;
-}
-
-static size_t in_count(const tn_conv_shape *s) {
-    return (size_t)s->rows * s->in_height * s->in_width * s->in_channels;
-}
-
-static size_t out_count(const tn_conv_shape *s) {
-    return (size_t)s->rows * s->out_height * s->out_width * s->out_channels;
+    return conv3x3_shape(t->rows, t->height, t->width, t->in, t->out, t->stride);
 }
 
 /* Calls `visit` for every product of the convolution: indices of y, x and w (OIHW). */
@@ -83,7 +65,7 @@ static void pack(const tn_conv_shape *s, const double *w, tensor *forward, tenso
 
 static void run_forward(const conv_case *t, const tn_conv_shape *s, tensor x, tensor w,
                         const double *product_sums) {
-    size_t count = out_count(s);
+    size_t count = conv_outputs(s);
     tensor scalars = tensor_random(3, TN_STORE_F32, 4), bias = tensor_random((size_t)t->out, TN_STORE_F32, 5);
     tensor r = tensor_random(count, t->y_store, 6), y = t->in_place ? r : tensor_empty(count, t->y_store);
     uint32_t *mask = device_raw(mask_bytes(count));
@@ -112,14 +94,14 @@ static void run_case(void *argument) {
     const conv_case *t = argument;
     tn_conv_shape s = shape_of(t);
     size_t weights = (size_t)t->out * t->in * 9;
-    tensor x = tensor_random(in_count(&s), t->x_store, 1), w = tensor_random(weights, TN_STORE_F32, 2);
-    tensor dz = tensor_random(out_count(&s), t->y_store, 3), forward, backward;
-    tensor dx = tensor_empty(in_count(&s), t->x_store), dw = tensor_empty(weights, TN_STORE_F32);
+    tensor x = tensor_random(conv_inputs(&s), t->x_store, 1), w = tensor_random(weights, TN_STORE_F32, 2);
+    tensor dz = tensor_random(conv_outputs(&s), t->y_store, 3), forward, backward;
+    tensor dx = tensor_empty(conv_inputs(&s), t->x_store), dw = tensor_empty(weights, TN_STORE_F32);
     arrays a = {.x = x.host,
                 .w = w.host,
                 .dz = dz.host,
-                .y = host_doubles(out_count(&s)),
-                .dx = host_doubles(in_count(&s)),
+                .y = host_doubles(conv_outputs(&s)),
+                .dx = host_doubles(conv_inputs(&s)),
                 .dw = host_doubles(weights)};
     each_product(&s, add_forward, &a);
     each_product(&s, add_backward, &a);
@@ -226,10 +208,10 @@ static void run_nonfinite(void *argument) {
     conv_case t = {
         .rows = 1, .height = 4, .width = 4, .in = 4, .out = *(int *)argument, .stride = 1, .relu = true};
     tn_conv_shape s = shape_of(&t);
-    double *values = host_doubles(in_count(&s));
+    double *values = host_doubles(conv_inputs(&s));
     values[5] = NAN;
-    tensor x = tensor_of(values, in_count(&s), F), w = tensor_random((size_t)t.out * 36, F, 1);
-    tensor y = tensor_empty(out_count(&s), F);
+    tensor x = tensor_of(values, conv_inputs(&s), F), w = tensor_random((size_t)t.out * 36, F, 1);
+    tensor y = tensor_empty(conv_outputs(&s), F);
     int *flag = device_zeros(sizeof *flag);
     tn_epilogue e = {.relu = 1, .nonfinite = flag};
     OK(tn_launch_conv3x3_forward(&s, F, x.device, floats(w), e, F, y.device, 0));

@@ -20,22 +20,6 @@ typedef struct expected {
     int *rank;
 } expected;
 
-/* The loss of a row, and dloss/dlogits. */
-static double loss_row(tn_kernel_loss kind, const double *x, const double *target, int classes, double *dx) {
-    double loss = 0, sum = 0, mass = 0, largest = x[0];
-    for (int k = 0; k < classes; k++) largest = fmax(largest, x[k]);
-    for (int k = 0; k < classes; k++) {
-        sum += exp(x[k] - largest);
-        mass += target[k];
-    }
-    for (int k = 0; k < classes; k++) {
-        double log_p = x[k] - largest - log(sum), difference = x[k] - target[k];
-        loss += kind == TN_KERNEL_SQUARED ? difference * difference / 2 : -target[k] * log_p;
-        dx[k] = kind == TN_KERNEL_SQUARED ? difference : mass * exp(log_p) - target[k];
-    }
-    return loss;
-}
-
 typedef struct inputs {
     tensor x, w, bias, scalars, targets, weights;
     int *labels; /* of the host */
@@ -66,8 +50,8 @@ static expected expect(const head_case *t, const inputs *in) {
     double *slopes = host_doubles(classes);
     for (size_t row = 0; row < rows; row++) {
         forward_row(t, in, row, &e);
-        e.loss[row] =
-            loss_row(t->kind, e.logits + row * classes, in->targets.host + row * classes, t->classes, slopes);
+        e.loss[row] = loss_of_row(t->kind, e.logits + row * classes, in->targets.host + row * classes,
+                                  t->classes, slopes);
         for (size_t k = 0; k < classes; k++) {
             double slope = slopes[k] * in->weights.host[row];
             e.db[k] += slope;

@@ -17,16 +17,7 @@ typedef struct stem_case {
 } stem_case;
 
 static tn_conv_shape shape_of(const stem_case *t) {
-    return (tn_conv_shape){.rows = t->rows,
-                           .in_height = t->height,
-                           .in_width = t->width,
-                           .in_channels = t->in,
-                           .out_height = t->height,
-                           .out_width = t->width,
-                           .out_channels = t->out,
-                           .kernel = 3,
-                           .stride = 1,
-                           .padding = 1};
+    return conv3x3_shape(t->rows, t->height, t->width, t->in, t->out, 1);
 }
 
 /* What is made of y and dw, weights being OIHW. */

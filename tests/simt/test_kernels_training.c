@@ -17,22 +17,6 @@ typedef struct loss_case {
     bool in_place;
 } loss_case;
 
-/* The loss of one row and dloss/dx. */
-static double loss_row(tn_kernel_loss kind, const double *x, const double *target, int classes, double *dx) {
-    double loss = 0, sum = 0, mass = 0, largest = x[0];
-    for (int k = 0; k < classes; k++) largest = fmax(largest, x[k]);
-    for (int k = 0; k < classes; k++) {
-        sum += exp(x[k] - largest);
-        mass += target[k];
-    }
-    for (int k = 0; k < classes; k++) {
-        double log_p = x[k] - largest - log(sum), difference = x[k] - target[k];
-        loss += kind == TN_KERNEL_SQUARED ? difference * difference / 2 : -target[k] * log_p;
-        dx[k] = kind == TN_KERNEL_SQUARED ? difference : mass * exp(log_p) - target[k];
-    }
-    return loss;
-}
-
 static int rank_row(const double *x, int classes, int label) {
     int rank = 0;
     for (int k = 0; k < classes; k++) rank += x[k] > x[label] || (x[k] == x[label] && k < label);
@@ -59,8 +43,8 @@ static void run_loss(void *argument) {
     int *rank = device_raw(rows * sizeof *rank), *flag = device_zeros(sizeof *flag);
     double *wanted = host_doubles(rows), *wanted_dx = host_doubles(count);
     for (size_t i = 0; i < rows; i++) {
-        wanted[i] = loss_row(t->kind, x.host + i * classes, target.host + i * classes, t->classes,
-                             wanted_dx + i * classes);
+        wanted[i] = loss_of_row(t->kind, x.host + i * classes, target.host + i * classes, t->classes,
+                                wanted_dx + i * classes);
         for (size_t k = 0; k < classes; k++)
             wanted_dx[i * classes + k] =
                 weights.host[i] == 0 ? 0 : wanted_dx[i * classes + k] * weights.host[i];

@@ -18,25 +18,7 @@ typedef struct wmma_case {
 } wmma_case;
 
 static tn_conv_shape shape_of(const wmma_case *t) {
-    tn_conv_shape s = {.rows = t->rows,
-                       .in_height = t->height,
-                       .in_width = t->width,
-                       .in_channels = t->in,
-                       .out_height = (t->height - 1) / t->stride + 1,
-                       .out_width = (t->width - 1) / t->stride + 1,
-                       .out_channels = t->out,
-                       .kernel = 3,
-                       .stride = t->stride,
-                       .padding = 1};
-    return s;
-}
-
-static size_t in_count(const tn_conv_shape *s) {
-    return (size_t)s->rows * s->in_height * s->in_width * s->in_channels;
-}
-
-static size_t out_count(const tn_conv_shape *s) {
-    return (size_t)s->rows * s->out_height * s->out_width * s->out_channels;
+    return conv3x3_shape(t->rows, t->height, t->width, t->in, t->out, t->stride);
 }
 
 /* ---- the reference ---- */
@@ -122,7 +104,7 @@ static uint32_t *mask_of(const double *values, size_t count) {
 }
 
 static void run_forward(const wmma_case *t, const arrays *a, tensor x, tensor w) {
-    size_t count = out_count(a->s);
+    size_t count = conv_outputs(a->s);
     tensor scalars = tensor_random(3, F, 4), bias = tensor_random((size_t)t->out, F, 5);
     tensor r = tensor_random(count, t->y_store, 6), y = t->in_place ? r : tensor_empty(count, t->y_store);
     uint32_t *mask = device_raw(mask_bytes(count));
@@ -150,7 +132,7 @@ static void run_forward(const wmma_case *t, const arrays *a, tensor x, tensor w)
 
 /* Backward data alone, or with the weight gradient in the same launch. */
 static void run_backward(const wmma_case *t, const arrays *a, bool both, tensor x, tensor dz, tensor w) {
-    size_t count = in_count(a->s), weights = (size_t)t->out * t->in * 9;
+    size_t count = conv_inputs(a->s), weights = (size_t)t->out * t->in * 9;
     tensor r = tensor_random(count, t->x_store, 7), gate = tensor_random(count, F, 8),
            sums = tensor_empty(2, F), dw = tensor_empty(weights, F),
            dx = t->gated && t->in_place ? r : tensor_empty(count, t->x_store);
@@ -193,14 +175,15 @@ static void run_case(void *argument) {
     const wmma_case *t = argument;
     tn_conv_shape s = shape_of(t);
     size_t weights = (size_t)t->out * t->in * 9;
-    tensor x = tensor_random(in_count(&s), t->x_store, 1), dz = tensor_random(out_count(&s), t->y_store, 3);
+    tensor x = tensor_random(conv_inputs(&s), t->x_store, 1),
+           dz = tensor_random(conv_outputs(&s), t->y_store, 3);
     tensor w = tensor_random(weights, F, 2), dw = tensor_empty(weights, F), forward, backward;
     arrays a = {.s = &s,
                 .x = rounded_copy(x.host, x.count, t->unit),
                 .w = rounded_copy(w.host, weights, t->unit),
                 .dz = rounded_copy(dz.host, dz.count, t->unit),
-                .y = host_doubles(out_count(&s)),
-                .dx = host_doubles(in_count(&s)),
+                .y = host_doubles(conv_outputs(&s)),
+                .dx = host_doubles(conv_inputs(&s)),
                 .dw = host_doubles(weights)};
     pack(&s, t->unit, a.w, &forward, &backward);
     assert_int_equal(tn_wmma3x3_takes(&s, t->unit), 1);
@@ -279,10 +262,10 @@ static void test_epilogues(void **unused) {
 static void run_nonfinite(void *argument) {
     wmma_case t = {.rows = 2, .height = 3, .width = 3, .in = *(int *)argument, .out = 16, .stride = 1};
     tn_conv_shape s = shape_of(&t);
-    double *values = host_doubles(in_count(&s));
+    double *values = host_doubles(conv_inputs(&s));
     values[5] = NAN;
-    tensor x = tensor_of(values, in_count(&s), F), w = tensor_random((size_t)t.in * 16 * 9, B, 1);
-    tensor y = tensor_empty(out_count(&s), F);
+    tensor x = tensor_of(values, conv_inputs(&s), F), w = tensor_random((size_t)t.in * 16 * 9, B, 1);
+    tensor y = tensor_empty(conv_outputs(&s), F);
     int *flag = device_zeros(sizeof *flag);
     tn_epilogue e = {.relu = 1, .nonfinite = flag};
     OK(tn_launch_wmma3x3_forward(&s, TN_WMMA_BF16, F, x.device, w.device, e, F, y.device, 0));
