@@ -219,13 +219,16 @@ static bool shows(const frame *f, const series *s, int i) {
     return tn_axis_can_show(&f->x, s->x[i]) && tn_axis_can_show(&f->y, s->y[i]);
 }
 
+/* A point without neighbours, which no line would show, is a short stroke where points are not drawn. */
 static tn_status put_line(const frame *f, const series *s, tn_string *out) {
     bool pen_down = false;
     TN_TRY(tn_string_printf(out, "<path class=\"line\" stroke=\"%s\"%s d=\"", colour_of(s),
                             s->mark == TN_MARK_DASHED ? " stroke-dasharray=\"5 4\"" : ""));
     for (int i = 0; i < s->count; i++) {
-        bool here = shows(f, s, i);
-        if (here)
+        bool here = shows(f, s, i), alone = !pen_down && (i + 1 == s->count || !shows(f, s, i + 1));
+        if (here && alone && !(s->mark & TN_MARK_POINTS))
+            TN_TRY(tn_string_printf(out, "M%.1f %.1fh16", at_x(f, s->x[i]) - 8, at_y(f, s->y[i])));
+        else if (here)
             TN_TRY(tn_string_printf(out, "%c%.1f %.1f", pen_down ? 'L' : 'M', at_x(f, s->x[i]),
                                     at_y(f, s->y[i])));
         pen_down = here;

@@ -200,7 +200,11 @@ static void test_plot_is_well_formed(void **state) {
     must(tn_plot_panel(plot, "a < b & \"c\"", "τ", "", true, false, &panel));
     must(tn_plot_series(plot, panel, "with a gap", 0, TN_MARK_BOTH, 3, x, y, low, high));
     must(tn_plot_series(plot, panel, "", -1, TN_MARK_DASHED, 0, NULL, NULL, NULL, NULL));
+    must(tn_plot_series(plot, panel, "", -1, TN_MARK_DASHED, 3, x, y, NULL, NULL));
     must(tn_plot_print(plot, "title", &text));
+    const char *stroke = strstr(text.data, "h16M"); /* two points that are alone */
+    assert_non_null(stroke);
+    assert_non_null(strstr(stroke, "h16\""));
     assert_non_null(strstr(text.data, "a &#60; b &#38; &#34;c&#34;"));
     assert_non_null(strstr(text.data, "&#964;")); /* tau, in ASCII */
     assert_null(strstr(text.data, "nan"));
