@@ -160,7 +160,8 @@ typedef enum tn_memory_use {
     TN_MEMORY_WEIGHTS,   /* parameters, batch-norm state, their averages */
     TN_MEMORY_OPTIMIZER, /* gradients and momentum */
     TN_MEMORY_LAYERS,    /* what layers compute with: packed weights, statistics */
-    TN_MEMORY_WORKERS,   /* activations that live while one chunk is computed, and scratch, of all workers */
+    TN_MEMORY_WORKERS,   /* activations that live while one chunk is computed, and scratch, of all workers; on
+                            devices also workspaces, tables and parts of gradients */
     TN_MEMORY_CHUNKS,    /* activations of the whole batch: those that batch norms make wait for each other */
     TN_MEMORY_SUMS,      /* gradients of chunks on their way to the sum */
     TN_MEMORY_BATCH,     /* images and results */

@@ -382,7 +382,8 @@ static void test_gates(void **unused) {
     check_gates("plain", TN_PRECISION_BF16);
 }
 
-/* What the plan prints is what the device holds. Drivers give memory in pieces of up to 2 MiB. */
+/* What the plan prints is what the device holds; `slack` is for what a driver takes beside, for kernels and
+ * to round up. */
 static void check_memory(const char *variant, tn_precision precision, bool training, size_t slack) {
     tn_model *model = network(variant);
     tn_engine_config config = {
